@@ -1,0 +1,190 @@
+"""Events: facts of a run that are written down, one JSON object a line.
+
+`events.jsonl` is a contract: names and fields below are kept. Watching, auditing and drawing read events;
+nothing else is asked how a run went. Numbers that are not finite are written as null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+Ranges = list[list[int]]  # half-open [first, end) positions in a global batch
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """The root of events; `time` is seconds since the epoch."""
+
+    time: float
+
+    def to_json(self) -> str:
+        values = {item.name: _finite(getattr(self, item.name)) for item in dataclasses.fields(self)}
+        return json.dumps({"event": type(self).__name__, **values}, allow_nan=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Event):
+    """A run begins: its layout, what it counts, and where it computes."""
+
+    version: str
+    replicas: int
+    parameters: int
+    steps: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed(Event):
+    """The run goes on from a checkpoint: Steps after `from_step` that stand before this line are void."""
+
+    from_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Event):
+    """A committed step. Steps are numbered from 1.
+
+    loss: mean over the target tokens of the global batch. grad_norm: global, before clipping. tokens, seconds: of this
+    step. mfu: share of the devices' peak, or null where it is unknown. shares: positions in the global batch by replica.
+    skipped: its loss or gradient was not finite, and no parameter changed. memory: peak bytes by replica.
+    waited: seconds in the step that each replica spent waiting for the others.
+    """
+
+    step: int
+    generation: int
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    mfu: float | None
+    shares: dict[str, Ranges]
+    skipped: bool = False
+    memory: dict[str, int] = field(default_factory=dict)
+    waited: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    """Parameters after `step` on a split; accuracy is the share of next tokens told right."""
+
+    step: int
+    split: str
+    loss: float
+    perplexity: float
+    accuracy: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Event):
+    """A checkpoint is complete: its manifest stands. seconds: writing it; stalled: training held up by it."""
+
+    step: int
+    path: str
+    bytes: int
+    seconds: float
+    stalled: float
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFailed(Event):
+    """A checkpoint could not be written; the last good one stays the newest."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack(Event):
+    """Too many steps in a row were not finite: Steps after `to_step` that stand before this line are void."""
+
+    to_step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined(Event):
+    """A replica's rank is here."""
+
+    replica: int
+    rank: int
+    host: str
+    pid: int
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lost(Event):
+    """A replica's rank died or failed."""
+
+    replica: int
+    rank: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(Event):
+    """The run stopped on request after `step`, saved; the same command resumes it."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """The run reached its duration."""
+
+    step: int
+
+
+_KNOWN: dict[str, type[Event]] = {
+    kind.__name__: kind
+    for kind in (Started, Resumed, Step, Evaluated, Saved, SaveFailed, RolledBack, Joined, Lost, Stopped, Finished)
+}
+_VOIDING: dict[type[Event], str] = {Resumed: "from_step", RolledBack: "to_step"}
+
+
+class Unreadable(ValueError):
+    """A line that is no event of this version."""
+
+    place: ClassVar[str] = "events.jsonl"
+
+
+def parse(line: str) -> Event:
+    """The event of one line. Raises Unreadable."""
+    try:
+        values: dict[str, Any] = json.loads(line)
+        kind = _KNOWN[values.pop("event")]
+        return kind(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Unreadable(f"{line[:120]!r}: {error}") from None
+
+
+def read(lines: Iterable[str]) -> Iterator[Event]:
+    """The events of a journal; a last line that a kill cut short is left out."""
+    for line in lines:
+        if line.endswith("\n"):
+            yield parse(line)
+
+
+def committed(events: Iterable[Event]) -> list[Step]:
+    """The Steps that count, in order: those that no later Resumed or RolledBack made void."""
+    steps: list[Step] = []
+    for event in events:
+        if isinstance(event, Step):
+            steps.append(event)
+        elif type(event) in _VOIDING:
+            last = getattr(event, _VOIDING[type(event)])
+            steps = [step for step in steps if step.step <= last]
+    return steps
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,507 @@
+"""The run file: what one training is, typed and strict.
+
+`load` reads TOML and dotted overrides into a `Run`; `Run` may as well be built in Python. A mistake
+raises `RunFileError` with the setting's path, what is wrong and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import pydantic
+from pydantic import ConfigDict, Field, model_validator
+
+from plait.errors import RunFileError
+
+Unit = Literal["steps", "tokens", "epochs"]
+_MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
+
+
+class Duration(pydantic.RootModel[str]):
+    """A length of training: "400 steps", "2.5M tokens", "3 epochs"."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        self._parse()
+        return self
+
+    @property
+    def amount(self) -> float:
+        return self._parse()[0]
+
+    @property
+    def unit(self) -> Unit:
+        return self._parse()[1]
+
+    def __str__(self) -> str:
+        return self.root
+
+    def _parse(self) -> tuple[float, Unit]:
+        number, _, unit = self.root.strip().partition(" ")
+        unit = unit.strip().removesuffix("s") + "s"
+        scale = number[-1:].lower() if number[-1:].isalpha() else ""
+        try:
+            amount = float(number.removesuffix(number[-1:] if scale else "").replace("_", "")) * _MULTIPLIERS[scale]
+        except (ValueError, KeyError):
+            amount = -1.0
+        if amount < 0 or unit not in ("steps", "tokens", "epochs"):
+            raise ValueError(f'{self.root!r} is no duration; write a number and a unit: "400 steps", "2M tokens" or "3 epochs"')
+        if unit == "steps" and amount != int(amount):
+            raise ValueError(f"{self.root!r}: steps are whole numbers")
+        return amount, unit  # type: ignore[return-value]
+
+
+class Section(pydantic.BaseModel):
+    """A table of the run file: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+def _steps(text: str) -> Duration:
+    return Duration(text)
+
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Model(Section):
+    """What is computed. The two decoder families differ by these settings alone."""
+
+    family: str = Field("llama", description='"gpt2", "llama", or "package.module:Class", your own model')
+    layers: Positive = 4
+    width: Positive = 192
+    heads: Positive = 6
+    kv_heads: Positive | None = Field(None, description="key and value heads; `heads` when left out")
+    hidden: Positive | None = Field(None, description="width inside the MLP; the family's usual when left out")
+    dropout: Fraction = 0.0
+    tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 yes, llama no when left out")
+    norm_eps: float = Field(1e-5, gt=0)
+    rope_theta: float = Field(10_000.0, gt=0)
+    recompute: Literal["none", "full"] = Field("none", description="activation checkpointing of each block")
+    settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
+
+    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama")
+    LATER: ClassVar[tuple[str, ...]] = ("bert", "t5", "moe")
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.family in self.LATER:
+            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2" or "llama"')
+        if self.family not in self.FAMILIES and ":" not in self.family:
+            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama" or "package.module:Class"')
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}")
+        if self.family == "llama" and (self.width // self.heads) % 2:
+            raise ValueError(f"rotary positions need an even head width; width / heads = {self.width // self.heads}")
+        return self
+
+
+class Source(Section):
+    """One source of a mixture."""
+
+    path: str = Field(description="a path or a glob")
+    name: str | None = None
+    weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
+    format: Literal["text", "jsonl", "parquet"] | None = Field(None, description="told by the file's name when left out")
+
+
+class Tokenizer(Section):
+    """Either trained here or read from a file."""
+
+    train: Annotated[int, Field(ge=257)] | None = Field(None, description="entries of a byte-level BPE: 256 bytes, one special token, merges")
+    file: str | None = Field(None, description="tokenizer.json, a SentencePiece .model or a .tiktoken file")
+    pattern: str | None = Field(None, description="how a .tiktoken file cuts text into words; GPT-4's when left out")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.train is None) == (self.file is None):
+            raise ValueError("write { train = 2048 }, a byte-level BPE of that size, or { file = \"tokenizer.json\" }")
+        return self
+
+
+class Splits(Section):
+    """Shares of the documents, told by a hash of their content."""
+
+    validation: Fraction = 0.05
+    test: Fraction = 0.05
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves nothing to train on")
+        return self
+
+
+class Data(Section):
+    """What it is computed on."""
+
+    corpus: list[str | Source] = Field(min_length=1)
+    tokenizer: Tokenizer = Tokenizer(train=2048, file=None, pattern=None)
+    sequence: Positive = 128
+    prepared: str = "runs/prepared"
+    field: str = Field("text", description="where JSONL and Parquet rows keep the text")
+    separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")
+    split: Splits = Splits()
+    document_mask: bool = Field(False, description="attention does not cross the border of two documents")
+    workers: Positive | None = Field(None, description="processes that prepare; the cores when left out")
+
+
+class Optimizer(Section):
+    name: str = Field("adamw", description='"adamw", "adam", "sgd", "muon", or "package.module:Class"')
+    lr: float = Field(1e-3, gt=0)
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: float = Field(0.1, ge=0, description="on matrices; norms, biases and positions are spared")
+    settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own optimizer as they are")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in ("adamw", "adam", "sgd", "muon") and ":" not in self.name:
+            raise ValueError(f'name = "{self.name}" is unknown; use "adamw", "adam", "sgd", "muon" or "package.module:Class"')
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)} must lie in [0, 1)")
+        return self
+
+
+class Schedule(Section):
+    name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    warmup: Duration = _steps("0 steps")
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="the last rate, as a share of lr")
+    decay: Duration | None = Field(None, description="wsd: length of the fall at the end; a fifth of the run when left out")
+
+
+class BatchStage(Section):
+    batch: Positive
+    until: Duration | None = Field(None, description="left out in the last stage only")
+
+
+class Train(Section):
+    """How it is learned: everything here but micro_batch, compile and what is merely watched shapes the curve."""
+
+    duration: Duration
+    batch: Positive | list[BatchStage] = Field(32, description="sequences a global batch, or stages of it")
+    micro_batch: Positive | Literal["auto"] = Field(4, description="most sequences computed at once")
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    loss: str = Field("cross_entropy", description='"cross_entropy" or "package.module:function", a sum over tokens')
+    evaluate_every: Duration | None = None
+    evaluate_sequences: Positive | None = Field(None, description="validation sequences per evaluation; all when left out")
+    log_every: Duration = _steps("10 steps")
+    compile: bool = Field(False, description="torch.compile, block by block")
+    nonfinite_limit: Positive = Field(5, description="steps in a row with a loss or gradient that is not finite before the run rolls back")
+
+    @model_validator(mode="after")
+    def _batches(self) -> Self:
+        if isinstance(self.batch, list):
+            if not self.batch or any(stage.until is None for stage in self.batch[:-1]) or self.batch[-1].until is not None:
+                raise ValueError("batch: each stage but the last needs `until`, and the last has none")
+            if any(stage.until is not None and stage.until.unit == "epochs" for stage in self.batch):
+                raise ValueError("batch: a stage lasts `until` a number of steps or tokens, not epochs")
+        if self.micro_batch != "auto" and self.micro_batch > self.largest_batch:
+            raise ValueError(f"micro_batch = {self.micro_batch} is larger than batch = {self.largest_batch}")
+        return self
+
+    @property
+    def largest_batch(self) -> int:
+        return self.batch if isinstance(self.batch, int) else max(stage.batch for stage in self.batch)
+
+
+class Layout(Section):
+    """Replicas, each spread over pipeline x shard x context x tensor x expert."""
+
+    replicas: Positive = 1
+    pipeline: Positive = 1
+    shard: Positive = 1
+    context: Positive = 1
+    tensor: Positive = 1
+    expert: Positive = 1
+
+    INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        for axis in self.INNER:
+            if getattr(self, axis) != 1:
+                raise ValueError(f"{axis} = {getattr(self, axis)} is not built yet; leave it at 1 and use replicas")
+        return self
+
+
+class Sync(Section):
+    """How replicas agree."""
+
+    strategy: Literal["allreduce", "local_sgd", "diloco", "server", "phases"] = "allreduce"
+    every: Duration | None = None
+    servers: Positive = 1
+    update: Literal["synchronous", "bounded", "asynchronous"] = "asynchronous"
+    staleness: Positive | None = None
+    compress: Literal["none", "bf16", "fp16", "int8", "topk"] = "none"
+    bucket_mib: float = Field(8.0, gt=0, description="size of the pieces in which gradients are sent")
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.strategy not in ("allreduce", "server"):
+            raise ValueError(f'strategy = "{self.strategy}" is not built yet; use "allreduce" or "server"')
+        if self.strategy == "server" and (self.update != "asynchronous" or self.servers != 1):
+            raise ValueError('strategy = "server" has one asynchronous server so far; leave update = "asynchronous" and servers = 1')
+        if self.compress != "none":
+            raise ValueError(f'compress = "{self.compress}" is not built yet; use "none"')
+        for name in ("every", "staleness"):
+            if getattr(self, name) is not None:
+                raise ValueError(f'{name} belongs to strategies that are not built yet; leave it out with "{self.strategy}"')
+        return self
+
+
+class Balance(Section):
+    policy: Literal["static", "dynamic", "auto"] = "static"
+    capacity: list[Annotated[float, Field(ge=0)]] | None = Field(None, description="each replica's share, relative to the others'; zero included")
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.policy != "static":
+            raise ValueError(f'policy = "{self.policy}" is not built yet; use "static"')
+        if self.capacity is not None and sum(self.capacity) <= 0:
+            raise ValueError("capacity: at least one replica must have a share")
+        return self
+
+
+class Elastic(Section):
+    replicas: list[Positive] | None = None
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.replicas is not None:
+            raise ValueError("replicas is not built yet: a run keeps the replicas of [layout]; leave it out")
+        return self
+
+
+class Checkpoint(Section):
+    every: Duration | None = Field(None, description="a last one is always saved")
+    keep: Positive = 2
+    copy_to: str | None = Field(None, alias="copy")
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.copy_to is not None:
+            raise ValueError("copy is not built yet; leave it out")
+        return self
+
+
+class Alerts(Section):
+    command: str | None = None
+    webhook: str | None = None
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.command is not None or self.webhook is not None:
+            raise ValueError("command and webhook are not built yet; leave them out")
+        return self
+
+
+class Watch(Section):
+    """Who is told of the run's events, besides events.jsonl and the log."""
+
+    tensorboard: bool = True
+    wandb: str | None = Field(None, description="a project of Weights & Biases")
+    mlflow: str | None = Field(None, description="an experiment of MLflow")
+    listeners: list[str] = Field(default_factory=list, description='"package.module:Class", your own')
+
+
+class Cluster(Section):
+    launcher: Literal["local", "environment", "ray"] = Field("local", description='"environment" is taken under torchrun, srun and mpirun')
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = Field(None, description="threads a worker; the cores shared out when left out")
+
+    @model_validator(mode="after")
+    def _built(self) -> Self:
+        if self.launcher == "ray":
+            raise ValueError('launcher = "ray" is not built yet; use "local", or start plait under torchrun, srun or mpirun')
+        return self
+
+
+class Run(Section):
+    """One training. The sections are the tables of the run file."""
+
+    model: Model = Model()
+    data: Data
+    train: Train
+    layout: Layout = Layout()
+    sync: Sync = Sync()
+    balance: Balance = Balance()
+    elastic: Elastic = Elastic()
+    checkpoint: Checkpoint = Checkpoint()
+    alerts: Alerts = Alerts()
+    watch: Watch = Watch()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        capacity = self.balance.capacity
+        if capacity is not None and len(capacity) != self.layout.replicas:
+            raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, as plain data that TOML and JSON can hold; unset ones are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that shape the curve, dotted: a run resumes only where these are equal.
+
+        Layout, cluster, checkpoints and what is merely watched may change between starts.
+        """
+        whole = flatten(self.resolved())
+        return {key: value for key, value in whole.items() if key.startswith(("model.", "data.", "train.", "sync.")) and key not in _FREE}
+
+
+_FREE = {
+    "model.recompute",
+    "data.prepared",
+    "data.workers",
+    "train.micro_batch",
+    "train.evaluate_every",
+    "train.evaluate_sequences",
+    "train.log_every",
+    "train.compile",
+    "sync.bucket_mib",
+}
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Run:
+    """Read a run file and lay `section.key=value` overrides over it.
+
+    Raises RunFileError: unreadable file, broken TOML, unknown or wrong settings.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunFileError(f"{path}: there is no such run file{_nearby(path)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RunFileError(f"{path}: is not TOML: {error}") from None
+    for override in overrides:
+        _lay_over(table, override)
+    return parse(table, str(path))
+
+
+def parse(table: Mapping[str, Any], origin: str = "run") -> Run:
+    """The `Run` of a table of plain data. Raises RunFileError, naming each wrong setting."""
+    try:
+        return Run.model_validate(dict(table))
+    except pydantic.ValidationError as error:
+        raise RunFileError("\n".join(_explain(origin, detail) for detail in _telling(error))) from None
+
+
+def schema() -> dict[str, Any]:
+    """The run file's JSON Schema, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "plait run file", **Run.model_json_schema(by_alias=True)}
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _nearby(path: Path) -> str:
+    files = sorted(str(other) for other in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), files, n=1) or files[:1]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _lay_over(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *parents, last = key.strip().split(".")
+    if not equals or not parents or not all(parents) or not last:
+        raise RunFileError(f"{override!r} is no override; write section.key=value, for example train.optimizer.lr=3e-4")
+    here = table
+    for parent in parents:
+        inner = here.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise RunFileError(f"{override!r}: {parent} is a value, not a table")
+        here = inner
+    here[last] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value; what is not one is taken as a string, so that quotes may be left out on the command line."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _telling(error: pydantic.ValidationError) -> list[Any]:
+    """The errors worth reading: of a union's branches, the one that came closest."""
+    details = error.errors(include_url=False)
+    unions: dict[tuple[Any, ...], list[Any]] = {}
+    for detail in details:
+        place = tuple(part for part in detail["loc"] if not _is_branch(part))
+        unions.setdefault(place, []).append(detail)
+    return [_closest(group) for group in unions.values()]
+
+
+def _closest(group: list[Any]) -> Any:
+    return next((detail for detail in group if not detail["type"].endswith("_type")), group[0])
+
+
+def _is_branch(part: Any) -> bool:
+    """pydantic puts the name of a union's branch into the path: it names no setting."""
+    return isinstance(part, str) and (part in ("int", "str", "float", "Source", "constrained-int") or "[" in part)
+
+
+def _explain(origin: str, detail: Any) -> str:
+    place = [part for part in detail["loc"] if not _is_branch(part)]
+    where = ".".join(str(part) for part in place) or "run"
+    if detail["type"] == "extra_forbidden":
+        return f"{origin}: {where}: unknown setting{_suggestion(place)}"
+    if detail["type"] == "missing":
+        return f"{origin}: {where}: is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(detail["input"], dict) or detail["type"] == "value_error" else f", not {json.dumps(detail['input'], default=str)}"
+    return f"{origin}: {where}: {message[0].lower() + message[1:]}{given}"
+
+
+def _suggestion(place: list[Any]) -> str:
+    known = _known_keys(place[:-1])
+    close = difflib.get_close_matches(str(place[-1]), known, n=1, cutoff=0.5)
+    return f"; did you mean {'.'.join([*map(str, place[:-1]), close[0]])}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _known_keys(parents: list[Any]) -> list[str]:
+    section: Any = Run
+    for parent in parents:
+        if isinstance(parent, int):
+            continue
+        section = _section_of(section.model_fields[parent].annotation)
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    found = [section for inner in getattr(annotation, "__args__", ()) if (section := _section_of(inner)) is not None]
+    return found[0] if found else None
