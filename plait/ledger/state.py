@@ -1,0 +1,476 @@
+"""The ledger: who is here, what is leased to whom, what has been committed.
+
+A pure state machine. Messages go in, messages come out, and events are recorded; it knows no process, socket or clock but
+those it is handed, so that tests can explore any order of messages. Two kinds of unit:
+
+    step   all replicas hold one unit, the global batch, in shares; it commits when each rank has voted
+    piece  each replica holds a micro-batch of its own, committed alone; a step is recorded when its last piece is in
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from plait import events
+from plait.events import Event, Ranges
+from plait.ledger import shares
+from plait.ledger.messages import (
+    Asked,
+    Closed,
+    Decision,
+    Failed,
+    Join,
+    Kept,
+    Lease,
+    Left,
+    Measured,
+    Member,
+    Message,
+    Unkept,
+    Verdict,
+    Vote,
+    Work,
+)
+
+SERVER: Member = (-1, 0)
+Outbox = list[tuple[Member, Message]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a ledger needs to know of a run, as numbers and pure functions of the step."""
+
+    replicas: int
+    ranks: int
+    """ranks in each replica"""
+    steps: int
+    size: Callable[[int], int]
+    """sequences in the global batch of a step"""
+    targets: Callable[[int], int]
+    """target tokens in the global batch of a step"""
+    capacity: tuple[float, ...]
+    save_every: int | None
+    evaluate_every: int | None
+    evaluation_size: int
+    """validation sequences of one evaluation"""
+    nonfinite_limit: int
+    piece: int | None
+    """sequences in a piece, where pieces are the unit"""
+    version: str
+    flops_per_token: float
+    peak_flops: Callable[[str], float | None]
+    """of one device, by its name"""
+
+    @property
+    def members(self) -> list[Member]:
+        """Those who vote and are told verdicts: every rank, or the server alone, which speaks for its workers."""
+        return [(replica, rank) for replica in range(self.replicas) for rank in range(self.ranks)]
+
+
+@dataclass
+class Ballot:
+    """Votes on one unit."""
+
+    work: dict[int, Work]
+    votes: dict[Member, Vote]
+
+
+class Ledger:
+    """Hands out work, decides units, records what counts.
+
+    handle(member, message) returns the messages to send. `record` is told each event. A ledger that goes on from a
+    checkpoint gets its `position`. `failure` says why the run ended badly; `ended` that there is nothing more to do.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: Callable[[Event], None],
+        clock: Callable[[], float],
+        position: dict[str, Any] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.generation = 1
+        self.failure: str | None = None
+        self.stopping = False
+        self._record = record
+        self._clock = clock
+        self._committed: int = (position or {"step": 0})["step"]
+        self._resumed = position is not None
+        self._joined: dict[Member, Join] = {}
+        self._left: set[Member] = set()
+        self._units = 0
+        self._ballot: Ballot | None = None
+        self._measured: dict[tuple[int, str], dict[Member, Measured]] = {}
+        self._save_asked = False
+        self._in_a_row = 0
+        self._kept = self._committed
+        self._rolled_back_at: int | None = None
+        self._pieces = Pieces(plan, position) if plan.piece else None
+
+    @property
+    def committed(self) -> int:
+        """The last committed step."""
+        return self._committed
+
+    @property
+    def ended(self) -> bool:
+        return self.failure is not None or self._left == set(self._expected)
+
+    def handle(self, member: Member, message: Message) -> Outbox:
+        """Take one message; returns what to send to whom."""
+        match message:
+            case Join():
+                return self._join(member, message)
+            case Vote():
+                return self._vote(member, message)
+            case Measured():
+                self._measure(member, message)
+            case Kept():
+                self._kept = max(self._kept, message.step)
+                self._record(events.Saved(self._clock(), message.step, message.path, message.bytes, message.seconds, message.stalled))
+            case Unkept():
+                self._record(events.SaveFailed(self._clock(), message.step, message.why))
+            case Asked():
+                self._ask(message.request)
+            case Failed():
+                return self.lose(member, message.why)
+            case Left():
+                self._leave(member)
+            case _:
+                raise ValueError(f"{type(message).__name__} is not for a ledger")
+        return []
+
+    def lose(self, member: Member, why: str) -> Outbox:
+        """A member is gone: the run ends here, and the others are told to stop."""
+        if self.ended or member in self._left:
+            return []
+        replica, rank = member
+        self.failure = why
+        self._record(events.Lost(self._clock(), replica, rank, why))
+        return [(other, Closed(f"{name(member)} failed")) for other in self._expected if other != member]
+
+    # --- joining ---------------------------------------------------------------------------------------------
+
+    @property
+    def _expected(self) -> list[Member]:
+        return [*self.plan.members, SERVER] if self._pieces else self.plan.members
+
+    def _join(self, member: Member, hello: Join) -> Outbox:
+        if member not in self._expected or member in self._joined:
+            return [(member, Closed(f"{name(member)} is not expected here"))]
+        self._joined[member] = hello
+        self._record(events.Joined(self._clock(), member[0], member[1], hello.host, hello.pid, hello.device))
+        if len(self._joined) < len(self._expected):
+            return []
+        self._start(hello)
+        return self._first_leases()
+
+    def _start(self, hello: Join) -> None:
+        plan, now = self.plan, self._clock()
+        if self._resumed:
+            self._record(events.Resumed(now, self._committed))
+        else:
+            self._record(events.Started(now, plan.version, plan.replicas, hello.parameters, plan.steps, hello.device))
+
+    def _first_leases(self) -> Outbox:
+        if self._pieces:
+            leases: Outbox = [(member, Lease(self._next_piece(member))) for member in self.plan.members]
+            return [*leases, (SERVER, Lease(None))]
+        work = self._next_step()
+        return [(member, Lease(work.get(member[0]))) for member in self.plan.members]
+
+    # --- leases ----------------------------------------------------------------------------------------------
+
+    def _next_step(self) -> dict[int, Work]:
+        """One lease for each replica, or none when the run is over."""
+        step = self._committed + 1
+        if step > self.plan.steps or self.stopping:
+            return {}
+        size = self.plan.size(step)
+        self._units += 1
+        work = {
+            replica: Work(self._units, self.generation, step, share, [[0, size]])
+            for replica, share in enumerate(shares.deal(size, self.plan.capacity))
+        }
+        self._ballot = Ballot(work, {})
+        return work
+
+    def _next_piece(self, member: Member) -> Work | None:
+        assert self._pieces is not None
+        if self.stopping:
+            return None
+        self._units += 1
+        return self._pieces.lease(self._units, self.generation, member[0])
+
+    # --- votes and verdicts ----------------------------------------------------------------------------------
+
+    def _vote(self, member: Member, vote: Vote) -> Outbox:
+        if vote.request:
+            self._ask(vote.request)
+        if self._pieces:
+            return self._vote_on_piece(vote)
+        ballot = self._ballot
+        if ballot is None or vote.unit != self._units or member not in self.plan.members:
+            return [(member, Closed(f"unit {vote.unit} is not leased to {name(member)}"))]
+        ballot.votes[member] = vote
+        if len(ballot.votes) < len(self.plan.members):
+            return []
+        return self._decide_step(ballot)
+
+    def _decide_step(self, ballot: Ballot) -> Outbox:
+        step = self._committed + 1
+        votes = [ballot.votes[member] for member in self.plan.members]
+        loss = math.fsum(vote.loss_sum for vote in votes) / self.plan.targets(step)
+        grad_norm = math.sqrt(math.fsum(vote.squared_norm for vote in votes[: self.plan.ranks]))
+        decision = self._judge(step, loss, grad_norm)
+        if self.failure:
+            return [(member, Closed(self.failure)) for member in self.plan.members]
+        by_replica = {replica: work.ranges for replica, work in ballot.work.items()}
+        self._record_step(step, loss, grad_norm, decision != "commit", votes, by_replica)
+        self._committed = step
+        if decision == "rollback":
+            self._roll_back(step)
+        return self._tell(step, decision, grad_norm)
+
+    def _tell(self, step: int, decision: Decision, grad_norm: float) -> Outbox:
+        """The verdict of a step for all, with what is due and the next leases."""
+        unit = self._units
+        due = self._due(step) if decision != "rollback" else _NOTHING
+        work = self._next_step()
+        to_step = self._committed if decision == "rollback" else 0
+        evaluation = shares.deal(self.plan.evaluation_size, self.plan.capacity) if due.evaluate else None
+        return [
+            (
+                (replica, rank),
+                Verdict(
+                    unit,
+                    step,
+                    decision,
+                    grad_norm,
+                    to_step,
+                    evaluate=evaluation[replica] if evaluation else None,
+                    save=due.save,
+                    position={"step": step} if due.save else None,
+                    work=work.get(replica),
+                ),
+            )
+            for replica, rank in self.plan.members
+        ]
+
+    def _vote_on_piece(self, vote: Vote) -> Outbox:
+        assert self._pieces is not None
+        work = self._pieces.leased.get(vote.unit)
+        if work is None:
+            return [(SERVER, Closed(f"unit {vote.unit} is not leased"))]
+        replica, lease = work
+        grad_norm = math.sqrt(vote.squared_norm)
+        decision = self._judge(lease.step, vote.loss_sum, grad_norm)
+        if self.failure:
+            return [(member, Closed(self.failure)) for member in self._expected]
+        if decision == "rollback":
+            self.failure = f"{self.plan.nonfinite_limit} pieces in a row were not finite; lower train.optimizer.lr"
+            return [(member, Closed(self.failure)) for member in self._expected]
+        self._pieces.commit(vote, decision == "skip")
+        due = self._record_whole_steps()
+        following = self._next_piece((replica, 0))
+        last = self._pieces.idle and following is None
+        save = due.save or (last and self.stopping)
+        verdict = Verdict(
+            vote.unit,
+            self._committed,
+            decision,
+            grad_norm,
+            evaluate=[[0, self.plan.evaluation_size]] if due.evaluate else None,
+            save=save,
+            position=self._pieces.position(self._committed) if save else None,
+            work=following,
+        )
+        return [(SERVER, verdict)]
+
+    def _record_whole_steps(self) -> Due:
+        """Record each step whose last piece came in, in order; what is due after them."""
+        assert self._pieces is not None
+        due = _NOTHING
+        while (done := self._pieces.finished(self._committed + 1)) is not None:
+            step, votes, by_replica, skipped = done
+            loss = math.fsum(vote.loss_sum for vote in votes) / self.plan.targets(step)
+            grad_norm = math.sqrt(math.fsum(vote.squared_norm for vote in votes) / len(votes))
+            self._record_step(step, loss, grad_norm, skipped, votes, by_replica)
+            self._committed = step
+            due = due.and_also(self._due(step))
+        return due
+
+    def _judge(self, step: int, loss: float, grad_norm: float) -> Decision:
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self._in_a_row = 0
+            return "commit"
+        self._in_a_row += 1
+        if self._in_a_row < self.plan.nonfinite_limit:
+            return "skip"
+        if self._rolled_back_at is not None and step <= self._rolled_back_at:
+            self.failure = (
+                f"{self._in_a_row} steps in a row were not finite up to step {step}, and again after rolling back to step {self._kept}; "
+                "lower train.optimizer.lr, lengthen the warm-up, or use fp32"
+            )
+        return "rollback"
+
+    def _roll_back(self, step: int) -> None:
+        self._record(
+            events.RolledBack(self._clock(), self._kept, f"{self._in_a_row} steps in a row were not finite, the last of them step {step}")
+        )
+        self._committed, self._rolled_back_at, self._in_a_row = self._kept, step, 0
+
+    def _due(self, step: int) -> Due:
+        plan, last = self.plan, step == self.plan.steps
+        asked = self._save_asked or (self.stopping and not self._pieces)  # pieces stop, and save, once none is out
+        save = last or asked or bool(plan.save_every and step % plan.save_every == 0)
+        evaluate = bool(plan.evaluate_every and plan.evaluation_size and (last or step % plan.evaluate_every == 0))
+        self._save_asked = False
+        return Due(save, evaluate)
+
+    def _record_step(
+        self, step: int, loss: float, grad_norm: float, skipped: bool, votes: list[Vote], by_replica: dict[int, Ranges]
+    ) -> None:
+        tokens, seconds = self.plan.targets(step), max(vote.seconds for vote in votes)
+        rate = tokens / seconds if seconds else 0.0
+        per_member = {str(replica): vote for (replica, rank), vote in zip(self.plan.members, votes, strict=False) if rank == 0}
+        self._record(
+            events.Step(
+                self._clock(),
+                step,
+                self.generation,
+                loss,
+                grad_norm,
+                max(vote.lr for vote in votes),
+                tokens,
+                seconds,
+                rate,
+                self._mfu(rate),
+                {str(replica): ranges for replica, ranges in sorted(by_replica.items())},
+                skipped,
+                {} if self._pieces else {replica: vote.memory for replica, vote in per_member.items()},
+                {} if self._pieces else {replica: vote.waited for replica, vote in per_member.items()},
+            )
+        )
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        peaks = [self.plan.peak_flops(hello.device) for member, hello in self._joined.items() if member != SERVER]
+        known = [peak for peak in peaks if peak is not None]
+        return tokens_per_s * self.plan.flops_per_token / sum(known) if known and len(known) == len(peaks) else None
+
+    # --- facts -----------------------------------------------------------------------------------------------
+
+    def _ask(self, request: str) -> None:
+        if request == "stop":
+            self.stopping = True
+        else:
+            self._save_asked = True
+
+    def _measure(self, member: Member, part: Measured) -> None:
+        parts = self._measured.setdefault((part.step, part.split), {})
+        parts[member] = part
+        if len(parts) < (1 if self._pieces else self.plan.replicas):
+            return
+        del self._measured[part.step, part.split]
+        ordered = [parts[key] for key in sorted(parts)]
+        targets = sum(one.targets for one in ordered)
+        loss = math.fsum(one.loss_sum for one in ordered) / targets
+        accuracy = sum(one.correct for one in ordered) / targets
+        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, perplexity(loss), accuracy, targets))
+
+    def _leave(self, member: Member) -> None:
+        self._left.add(member)
+        if self._left == set(self._expected):
+            now = self._clock()
+            done = self._committed >= self.plan.steps
+            self._record(events.Finished(now, self._committed) if done else events.Stopped(now, self._committed, "asked to"))
+
+
+@dataclass(frozen=True)
+class Due:
+    save: bool
+    evaluate: bool
+
+    def and_also(self, other: Due) -> Due:
+        return Due(self.save or other.save, self.evaluate or other.evaluate)
+
+
+_NOTHING = Due(save=False, evaluate=False)
+
+
+class Pieces:
+    """Micro-batches as units: leased in order, committed in any, gathered into steps."""
+
+    def __init__(self, plan: Plan, position: dict[str, Any] | None) -> None:
+        self._plan = plan
+        self.leased: dict[int, tuple[int, Work]] = {}
+        self._done: dict[int, list[tuple[int, list[int], Vote, bool]]] = {}
+        """by step: replica, range, vote, skipped"""
+        position = position or {"step": 0}
+        for step, entries in position.get("open", {}).items():
+            self._done[int(step)] = [(replica, span, Vote(**vote), skipped) for replica, span, vote, skipped in entries]
+        self._queue = self._to_do(position["step"])
+
+    @property
+    def idle(self) -> bool:
+        return not self.leased
+
+    def lease(self, unit: int, generation: int, replica: int) -> Work | None:
+        for step, span in self._queue:
+            work = Work(unit, generation, step, [span], [span])
+            self.leased[unit] = (replica, work)
+            return work
+        return None
+
+    def commit(self, vote: Vote, skipped: bool) -> None:
+        replica, work = self.leased.pop(vote.unit)
+        self._done.setdefault(work.step, []).append((replica, work.ranges[0], vote, skipped))
+
+    def finished(self, step: int) -> tuple[int, list[Vote], dict[int, Ranges], bool] | None:
+        """The votes of a step whose pieces are all in."""
+        entries = self._done.get(step, [])
+        if step > self._plan.steps or sum(end - first for _, (first, end), _, _ in entries) < self._plan.size(step):
+            return None
+        del self._done[step]
+        by_replica: dict[int, Ranges] = {}
+        for replica, span, _, _ in entries:
+            by_replica.setdefault(replica, []).append(list(span))
+        votes = [vote for _, _, vote, _ in entries]
+        return step, votes, {key: shares.merge(spans) for key, spans in by_replica.items()}, all(entry[3] for entry in entries)
+
+    def position(self, step: int) -> dict[str, Any]:
+        """What a later ledger needs to lease exactly the pieces that are not in yet."""
+        return {
+            "step": step,
+            "open": {
+                str(open_step): [[replica, span, _as_dict(vote), skipped] for replica, span, vote, skipped in entries]
+                for open_step, entries in self._done.items()
+            },
+        }
+
+    def _to_do(self, committed: int) -> Any:
+        """(step, range) of each piece that is not in yet, made as it is asked for."""
+        assert self._plan.piece is not None
+        for step in range(committed + 1, self._plan.steps + 1):
+            already = {tuple(span) for _, span, _, _ in self._done.get(step, [])}
+            for span in shares.pieces(self._plan.size(step), self._plan.piece):
+                if tuple(span) not in already:
+                    yield step, span
+
+
+def name(member: Member) -> str:
+    """How a member is called in messages to a person."""
+    return "the parameter server" if member == SERVER else f"replica {member[0]} rank {member[1]}"
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), where that is a number at all."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def _as_dict(vote: Vote) -> dict[str, Any]:
+    return {field: getattr(vote, field) for field in Vote.__dataclass_fields__}

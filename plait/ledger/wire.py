@@ -1,0 +1,120 @@
+"""The ledger over a socket: ZeroMQ frames of JSON, never pickle.
+
+    LedgerServer   beside the ledger; takes messages, sends what the ledger answers
+    LedgerClient   in each member; one request in flight at a time
+
+Each message carries the run's token; one without it is dropped. Sockets bind loopback or a file unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+import zmq
+
+from plait.errors import PlaitError
+from plait.ledger.messages import Closed, Join, Lease, Left, Member, Message, Verdict, Vote, Work, decode, encode
+from plait.ledger.state import Outbox
+
+
+class RunClosed(PlaitError):
+    """The ledger told this member to stop; why it did is told by the ledger."""
+
+
+class LedgerServer:
+    """Listens on `address` ("ipc://..." or "tcp://host:*"); `self.address` is where clients connect."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._token = token.encode()
+        self._context = zmq.Context()
+        self.socket = self._context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 1000)
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.socket.bind(address)
+        self.address: str = self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def receive(self) -> list[tuple[Member, Message]]:
+        """All messages that have come; does not wait."""
+        messages = []
+        while True:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return messages
+            if (message := self._read(frames)) is not None:
+                messages.append(message)
+
+    def send(self, outbox: Outbox) -> None:
+        for member, message in outbox:
+            self.socket.send_multipart([_identity(member), encode(message)])
+
+    def serve(self, handle: Callable[[Member, Message], Outbox], ended: Callable[[], bool]) -> None:
+        """Answer until `ended`, for where nothing else is to be watched."""
+        poller = zmq.Poller()
+        poller.register(self.socket, zmq.POLLIN)
+        while not ended():
+            poller.poll(200)
+            for member, message in self.receive():
+                self.send(handle(member, message))
+
+    def close(self) -> None:
+        self.socket.close()
+        self._context.term()
+
+    def _read(self, frames: list[bytes]) -> tuple[Member, Message] | None:
+        """The message, or None for what is no message of this run."""
+        try:
+            identity, token, body = frames
+            replica, _, rank = identity.decode().partition(".")
+            return ((int(replica), int(rank)), decode(body)) if hmac.compare_digest(token, self._token) else None
+        except ValueError:
+            return None
+
+
+class LedgerClient:
+    """One member's line to the ledger.
+
+    Raises RunClosed when told to stop.
+    """
+
+    def __init__(self, address: str, token: str, member: Member) -> None:
+        self._token = token.encode()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.IDENTITY, _identity(member))
+        self._socket.setsockopt(zmq.LINGER, 2000)
+        self._socket.connect(address)
+
+    def join(self, hello: Join) -> Work | None:
+        """Be known to the ledger; returns the first lease once all are here."""
+        answer = self._ask(hello)
+        assert isinstance(answer, Lease)
+        return answer.work
+
+    def vote(self, vote: Vote) -> Verdict:
+        """Say that a unit is done here; returns what was decided."""
+        answer = self._ask(vote)
+        assert isinstance(answer, Verdict)
+        return answer
+
+    def tell(self, message: Message) -> None:
+        """State a fact; not answered."""
+        self._socket.send_multipart([self._token, encode(message)])
+
+    def leave(self) -> None:
+        self.tell(Left())
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+    def _ask(self, message: Message) -> Message:
+        self.tell(message)
+        answer = decode(self._socket.recv())
+        if isinstance(answer, Closed):
+            raise RunClosed(answer.why)
+        return answer
+
+
+def _identity(member: Member) -> bytes:
+    return f"{member[0]}.{member[1]}".encode()
