@@ -161,8 +161,8 @@ class Optimizer(Section):
     lr: float = Field(1e-3, gt=0)
     betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
-    momentum: Fraction = 0.9
-    nesterov: bool = False
+    momentum: Fraction | None = Field(None, description="sgd and muon; 0.9 for sgd and 0.95 for muon when left out")
+    nesterov: bool | None = Field(None, description="sgd and muon; no for sgd and yes for muon when left out")
     weight_decay: float = Field(0.1, ge=0, description="on matrices; norms, biases and positions are spared")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own optimizer as they are")
 
@@ -172,6 +172,8 @@ class Optimizer(Section):
             raise ValueError(f'name = "{self.name}" is unknown; use "adamw", "adam", "sgd", "muon" or "package.module:Class"')
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas = {list(self.betas)} must lie in [0, 1)")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true needs momentum above 0")
         return self
 
 
