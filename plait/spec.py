@@ -105,6 +105,20 @@ class Model(Section):
             raise ValueError(f"rotary positions need an even head width; width / heads = {self.width // self.heads}")
         return self
 
+    @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        """Inside the MLP: 4 x width for gpt2; for llama two thirds of that, the next multiple of 64."""
+        usual = 4 * self.width if self.family == "gpt2" else -(-8 * self.width // (3 * 64)) * 64
+        return self.hidden or usual
+
+    @property
+    def tied_head(self) -> bool:
+        return self.family == "gpt2" if self.tied is None else self.tied
+
 
 class Source(Section):
     """One source of a mixture."""

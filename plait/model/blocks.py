@@ -1,0 +1,208 @@
+"""The decoder's block and its parts, in both families.
+
+    x ─┬─ norm ─ attention ─ dropout ─(+)─┬─ norm ─ MLP ─ dropout ─(+)─►
+       └──────────────────────────────────┘└─────────────────────────┘
+
+Weights that read the same input are stacked: queries, keys and values in one matrix [q | k | v], gate and up in another.
+One matmul reads the input once, and under autocast casts it once; each part is the matrix that Hugging Face's checkpoints
+name, so that import and export are a concatenation. Rotary positions pair dim i with i + half, as theirs do.
+Shapes: B samples, L positions, D width, H heads, G key and value heads, E width of a head, F width inside the MLP.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from plait import spec
+from plait.model.cache import LayerCache
+from plait.model.noise import Dropout, Noise
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the positions' angles, [..., L, 1, E / 2], in the dtype that heads are computed in."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Linear(nn.Linear):
+    """A linear layer that draws no values when built: init.py gives them."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    """An embedding that draws no values when built."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight (Zhang, Sennrich 2019)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return cast(Tensor, _RMSNorm.apply(x, self.weight, self.eps))
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; several query heads may share a key and value head (Ainslie et al. 2023)."""
+
+    def __init__(self, model: spec.Model, path: str) -> None:
+        super().__init__()
+        bias = model.family == "gpt2"
+        self.head_width = model.width // model.heads
+        self.queries_per_key = model.heads // model.key_value_heads
+        self.qkv = Linear(model.width, (model.heads + 2 * model.key_value_heads) * self.head_width, bias=bias)
+        self.out = Linear(model.width, model.width, bias=bias)
+        self.dropout = Dropout(model.dropout, f"{path}.dropout")
+
+    def forward(
+        self, x_BLD: Tensor, rotation: Rotation | None, mask: Tensor | None, noise: Noise | None, memory: LayerCache | None
+    ) -> Tensor:
+        """mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None."""
+        B, L, _ = x_BLD.shape
+        qkv_BLHE = self.qkv(x_BLD).view(B, L, -1, self.head_width)
+        kv_heads = qkv_BLHE.shape[2] // (self.queries_per_key + 2)  # told by the weight, which may be one rank's part
+        heads = kv_heads * self.queries_per_key
+        if rotation is None:
+            q_BLHE, k_BLGE, v_BLGE = qkv_BLHE.split([heads, kv_heads, kv_heads], 2)
+        else:
+            qk_BLHE, v_BLGE = qkv_BLHE.split([heads + kv_heads, kv_heads], 2)
+            q_BLHE, k_BLGE = rotate(qk_BLHE, rotation).split([heads, kv_heads], 2)
+        q_BHLE, k_BGLE, v_BGLE = q_BLHE.transpose(1, 2), k_BLGE.transpose(1, 2), v_BLGE.transpose(1, 2)
+        if memory is not None:
+            k_BGLE, v_BGLE = memory.extend(k_BGLE, v_BGLE)
+        mixed_BHLE = self._mix(q_BHLE, k_BGLE, v_BGLE, mask, noise)
+        return cast(Tensor, self.out(mixed_BHLE.transpose(1, 2).reshape(B, L, -1)))
+
+    def _mix(self, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, noise: Noise | None) -> Tensor:
+        if noise is None or self.dropout.rate == 0.0:
+            shared = self.queries_per_key > 1
+            return functional.scaled_dot_product_attention(
+                q_BHLE, k_BGLE, v_BGLE, attn_mask=mask, is_causal=mask is None, enable_gqa=shared
+            )
+        k_BHLE, v_BHLE = (kv.repeat_interleave(self.queries_per_key, 1) for kv in (k_BGLE, v_BGLE))
+        scores_BHLL = (q_BHLE * (1.0 / math.sqrt(self.head_width))) @ k_BHLE.transpose(-1, -2)
+        seen = causal_mask(scores_BHLL.shape[-1], q_BHLE.device) if mask is None else mask
+        weights_BHLL = scores_BHLL.masked_fill(~seen, -math.inf).softmax(-1)
+        return self.dropout(weights_BHLL, noise).to(v_BHLE.dtype) @ v_BHLE
+
+
+class GeluMLP(nn.Module):
+    """GPT-2's: down(gelu(up(x))), the tanh form of GELU."""
+
+    def __init__(self, model: spec.Model) -> None:
+        super().__init__()
+        self.up = Linear(model.width, model.hidden_width)
+        self.down = Linear(model.hidden_width, model.width)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return cast(Tensor, self.down(functional.gelu(self.up(x_BLD), approximate="tanh")))
+
+
+class SwiGLU(nn.Module):
+    """Llama's: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, model: spec.Model) -> None:
+        super().__init__()
+        self.gate_up = Linear(model.width, 2 * model.hidden_width, bias=False)
+        self.down = Linear(model.hidden_width, model.width, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        gate_BLF, up_BLF = self.gate_up(x_BLD).chunk(2, -1)
+        return cast(Tensor, self.down(functional.silu(gate_BLF) * up_BLF))
+
+
+class Block(nn.Module):
+    """One layer of either family. path: where it stands in the model, "blocks.3"."""
+
+    def __init__(self, model: spec.Model, path: str) -> None:
+        super().__init__()
+        self.norm1 = norm(model)
+        self.attention = Attention(model, f"{path}.attention")
+        self.norm2 = norm(model)
+        self.mlp = GeluMLP(model) if model.family == "gpt2" else SwiGLU(model)
+        self.dropout1 = Dropout(model.dropout, f"{path}.dropout1")
+        self.dropout2 = Dropout(model.dropout, f"{path}.dropout2")
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotation: Rotation | None = None,
+        mask: Tensor | None = None,
+        noise: Noise | None = None,
+        memory: LayerCache | None = None,
+    ) -> Tensor:
+        x_BLD = x_BLD + self.dropout1(self.attention(self.norm1(x_BLD), rotation, mask, noise, memory), noise)
+        return cast(Tensor, x_BLD + self.dropout2(self.mlp(self.norm2(x_BLD)), noise))
+
+
+def norm(model: spec.Model) -> nn.Module:
+    """The family's norm over the width."""
+    return nn.LayerNorm(model.width, model.norm_eps) if model.family == "gpt2" else RMSNorm(model.width, model.norm_eps)
+
+
+def rotate(x_BLHE: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair (i, i + E / 2) of a head by its position's angle (Su et al. 2021)."""
+    return cast(Tensor, _Rotate.apply(x_BLHE, rotation.cos, rotation.sin))
+
+
+def causal_mask(length: int, device: torch.device) -> Tensor:
+    """[L, L] bool: a query sees the keys up to its own position."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+class _Rotate(torch.autograd.Function):
+    """Two passes and nothing kept but the tables; the gradient turns back by the same angle."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(gradient, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return torch.cat([(first * cos).addcmul_(second, sin, value=-1), (second * cos).addcmul_(first, sin)], -1)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """torch composes it from small operations on CPUs; this is about twice as fast there.
+
+    With r = 1 / rms(x):  y = x r w,   dw = sum g x r,   dx = g w r - x r^3 mean(g w x).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        product_ND = (gradient * x).flatten(0, -2)
+        d_weight = torch.mv(product_ND.t(), scale.flatten())
+        inner = torch.mv(product_ND, weight).view_as(scale)
+        inner.mul_(scale * scale * scale).div_(-x.shape[-1])
+        return (gradient * weight).mul_(scale).addcmul_(x, inner), d_weight, None

@@ -1,0 +1,152 @@
+"""The decoder: GPT-2's and Llama's families, told apart by settings alone.
+
+          gpt2                                llama
+norm      LayerNorm                           RMSNorm
+place     a learned vector a position         rotary angles in queries and keys
+MLP       GELU, 4 x width                     SwiGLU, 8/3 x width
+biases    yes                                 no
+head      the embedding again                 its own
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from plait import spec
+from plait.model.blocks import Block, Embedding, Linear, Rotation, causal_mask, norm
+from plait.model.cache import Cache
+from plait.model.init import Constant, InitialTable, Normal
+from plait.model.noise import Dropout, Noise
+from plait.model.sharding import ShardingTable
+
+
+class Decoder(nn.Module):
+    """Tokens to logits of the next token.
+
+    context: most positions that it computes. sharding, initial: tables read by whoever cuts it or gives it values.
+    """
+
+    def __init__(self, model: spec.Model, vocabulary: int, sequence: int) -> None:
+        super().__init__()
+        self.model = model
+        self.context = sequence
+        self.sharding: ShardingTable = _sharding(model)
+        self.initial: InitialTable = _initial(model)
+        self.embed = Embedding(vocabulary, model.width)
+        self.positions = Embedding(sequence, model.width) if model.family == "gpt2" else None
+        self.rotary = _Rotary(model, sequence) if model.family == "llama" else None
+        self.dropout = Dropout(model.dropout, "embed.dropout")
+        self.blocks = nn.ModuleList(Block(model, f"blocks.{layer}") for layer in range(model.layers))
+        self.norm = norm(model)
+        self.head = None if model.tied_head else Linear(model.width, vocabulary, bias=False)
+
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        documents_BL: Tensor | None = None,
+        noise: Noise | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """logits_BLV, in the dtype that matmuls are computed in.
+
+        documents_BL: numbers of documents; attention stays within one. noise: dropout is drawn from it; none without it.
+        cache: tokens go on behind what it holds. Raises ValueError: more positions than the context.
+        """
+        length = tokens_BL.shape[1]
+        if length > self.context:
+            raise ValueError(f"{length} positions are more than the model's context of {self.context}")
+        positions_BL, mask = (None, _document_mask(documents_BL)) if cache is None else cache.extend(length)
+        x_BLD = self.dropout(self._embed(tokens_BL, positions_BL), noise)
+        rotation = None if self.rotary is None else self.rotary(length, positions_BL, x_BLD)
+        recompute = self.model.recompute == "full" and torch.is_grad_enabled()
+        for layer, block in enumerate(self.blocks):
+            if recompute:
+                # The noise is a hash: recomputing draws the same, and no generator's state needs keeping.
+                x_BLD = checkpoint(block, x_BLD, rotation, mask, noise, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BLD = block(x_BLD, rotation, mask, noise, None if cache is None else cache.layer(layer))
+        x_BLD = self.norm(x_BLD)
+        return functional.linear(x_BLD, (self.embed if self.head is None else self.head).weight)
+
+    def new_cache(self, rows: int) -> Cache:
+        """An empty memory for generating `rows` texts at once."""
+        weight = self.embed.weight
+        return Cache(self.model, rows, self.context, dtype=_compute_dtype(weight), device=weight.device)
+
+    def _embed(self, tokens_BL: Tensor, positions_BL: Tensor | None) -> Tensor:
+        x_BLD = self.embed(tokens_BL)
+        if self.positions is None:
+            return cast(Tensor, x_BLD)
+        places = self.positions.weight[: tokens_BL.shape[1]] if positions_BL is None else self.positions(positions_BL)
+        return cast(Tensor, x_BLD + places)
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """torch.compile each block in place; blocks of equal shapes share one program. A model without `blocks` is compiled whole."""
+    for block in getattr(module, "blocks", [module]):
+        block.compile()
+
+
+class _Rotary(nn.Module):
+    """The tables of angles position * theta^(-2i / E), made in fp64 and kept in the model's dtype."""
+
+    def __init__(self, model: spec.Model, sequence: int) -> None:
+        super().__init__()
+        width = model.width // model.heads
+        frequencies = model.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        angles_LE = torch.arange(sequence, dtype=torch.float64)[:, None] * frequencies
+        self.cos: Tensor
+        self.sin: Tensor
+        self.register_buffer("cos", angles_LE.cos(), persistent=False)
+        self.register_buffer("sin", angles_LE.sin(), persistent=False)
+
+    def forward(self, length: int, positions_BL: Tensor | None, x_BLD: Tensor) -> Rotation:
+        places = slice(length) if positions_BL is None else positions_BL
+        dtype = _compute_dtype(x_BLD)
+        return Rotation(self.cos[places].to(dtype).unsqueeze(-2), self.sin[places].to(dtype).unsqueeze(-2))
+
+
+def _document_mask(documents_BL: Tensor | None) -> Tensor | None:
+    """[B, 1, L, L]: what came before in the same document; None where plain causality is all."""
+    if documents_BL is None:
+        return None
+    same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
+    return (same_BLL & causal_mask(documents_BL.shape[1], documents_BL.device))[:, None]
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """What a matmul of `x` is computed in."""
+    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+
+
+def _sharding(model: spec.Model) -> ShardingTable:
+    heads, kv_heads = model.heads, model.key_value_heads
+    return {
+        "embed.weight": "vocabulary",
+        "head.weight": "vocabulary",
+        "positions.weight": "replicated",
+        "blocks.*.attention.qkv.*": f"column({heads},{kv_heads},{kv_heads})",
+        "blocks.*.attention.out.weight": "row",
+        "blocks.*.mlp.gate_up.weight": "column(1,1)",
+        "blocks.*.mlp.up.*": "column",
+        "blocks.*.mlp.down.weight": "row",
+        "blocks.*.bias": "replicated",
+        "*norm*.*": "replicated",
+    }
+
+
+def _initial(model: spec.Model) -> InitialTable:
+    """GPT-2's: what writes into the residual stream starts smaller, by the root of how often it is written to."""
+    residual = Normal(0.02 / (2 * model.layers) ** 0.5)
+    return {
+        "*norm*.weight": Constant(1.0),
+        "*.bias": Constant(0.0),
+        "blocks.*.attention.out.weight": residual,
+        "blocks.*.mlp.down.weight": residual,
+        "*": Normal(0.02),
+    }
