@@ -14,8 +14,7 @@ Which parameter gets what:
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from torch.nn import Parameter
 
 from plait import spec
 from plait.errors import RunFileError
+from plait.model.own import check_call, load_object
 from plait.replica.muon import Muon
 
 Named = Iterable[tuple[str, Parameter]]
@@ -131,14 +131,8 @@ def _orthogonal(path: str, parameter: Tensor) -> bool:
 
 
 def _own(settings: spec.Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    from plait.model.own import load_object
-
-    build: Callable[..., Any] = load_object(settings.name, "train.optimizer.name")
-    try:
-        inspect.signature(build).bind(groups, lr=settings.lr, **settings.settings)
-    except TypeError as error:
-        given = ", ".join(["parameters", "lr", *settings.settings])
-        raise RunFileError(f"train.optimizer.settings: {settings.name} cannot be called with ({given}): {error}") from None
+    build = load_object(settings.name, "train.optimizer.name")
+    check_call(build, settings.name, "train.optimizer.name", groups, lr=settings.lr, **settings.settings)
     try:
         optimizer = build(groups, lr=settings.lr, **settings.settings)
     except (TypeError, ValueError) as error:

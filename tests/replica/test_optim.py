@@ -241,7 +241,7 @@ def test_state_of_your_own_is_created_without_touching_parameters_and_restored()
 
 
 def test_your_own_optimizer_with_wrong_settings_is_named():
-    with pytest.raises(RunFileError, match=r"train\.optimizer\.settings.*speed"):
+    with pytest.raises(RunFileError, match=r"train\.optimizer.*speed"):
         build(f"{__name__}:Halving", Tiny(), settings={"speed": 2})
 
 
