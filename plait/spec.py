@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, model_validator
 from plait.errors import RunFileError
 
 Unit = Literal["steps", "tokens", "epochs"]
+Device = Literal["auto", "cpu", "cuda"]
 _MULTIPLIERS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "t": 1_000_000_000_000}
 
 
@@ -341,7 +342,7 @@ class Watch(Section):
 
 class Cluster(Section):
     launcher: Literal["local", "environment", "ray"] = Field("local", description='"environment" is taken under torchrun, srun and mpirun')
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     threads: Positive | None = Field(None, description="threads a worker; the cores shared out when left out")
 
     @model_validator(mode="after")

@@ -129,9 +129,13 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """This member raised; the text is its traceback."""
+    """This member raised; the text is its traceback.
+
+    cause: "itself"; "peer", when a collective broke because another one is gone; "user", when the text is a user's mistake.
+    """
 
     why: str
+    cause: Literal["itself", "peer", "user"] = "itself"
 
 
 @dataclass(frozen=True, slots=True)

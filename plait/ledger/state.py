@@ -82,7 +82,8 @@ class Ledger:
     """Hands out work, decides units, records what counts.
 
     handle(member, message) returns the messages to send. `record` is told each event. A ledger that goes on from a
-    checkpoint gets its `position`. `failure` says why the run ended badly; `ended` that there is nothing more to do.
+    checkpoint gets its `position`. `failure` says why the run ended badly, `mistaken` that a user's mistake was the reason;
+    `ended` that there is nothing more to do.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Ledger:
         self.plan = plan
         self.generation = 1
         self.failure: str | None = None
+        self.mistaken = False
         self.stopping = False
         self._record = record
         self._clock = clock
@@ -102,6 +104,7 @@ class Ledger:
         self._resumed = position is not None
         self._joined: dict[Member, Join] = {}
         self._left: set[Member] = set()
+        self._echoes: list[tuple[Member, str]] = []
         self._units = 0
         self._ballot: Ballot | None = None
         self._measured: dict[tuple[int, str], dict[Member, Measured]] = {}
@@ -118,7 +121,7 @@ class Ledger:
 
     @property
     def ended(self) -> bool:
-        return self.failure is not None or self._left == set(self._expected)
+        return self.failure is not None or self._left == set(self.expected)
 
     def handle(self, member: Member, message: Message) -> Outbox:
         """Take one message; returns what to send to whom."""
@@ -136,7 +139,10 @@ class Ledger:
                 self._record(events.SaveFailed(self._clock(), message.step, message.why))
             case Asked():
                 self._ask(message.request)
+            case Failed(cause="peer"):
+                self._echoes.append((member, message.why))
             case Failed():
+                self.mistaken = message.cause == "user"
                 return self.lose(member, message.why)
             case Left():
                 self._leave(member)
@@ -151,20 +157,29 @@ class Ledger:
         replica, rank = member
         self.failure = why
         self._record(events.Lost(self._clock(), replica, rank, why))
-        return [(other, Closed(f"{name(member)} failed")) for other in self._expected if other != member]
+        return [(other, Closed(f"{name(member)} failed")) for other in self.expected if other != member]
+
+    def has_spoken(self, member: Member) -> bool:
+        """Whether a member took its leave, or complained of a peer, before it ended."""
+        return member in self._left or any(member == other for other, _ in self._echoes)
+
+    def believe_echoes(self) -> Outbox:
+        """Nobody but members that saw a peer fail has failed: take the first at its word."""
+        return self.lose(*self._echoes[0]) if self._echoes else []
 
     # --- joining ---------------------------------------------------------------------------------------------
 
     @property
-    def _expected(self) -> list[Member]:
+    def expected(self) -> list[Member]:
+        """All who take part: the ranks of all replicas, and the server where there is one."""
         return [*self.plan.members, SERVER] if self._pieces else self.plan.members
 
     def _join(self, member: Member, hello: Join) -> Outbox:
-        if member not in self._expected or member in self._joined:
+        if member not in self.expected or member in self._joined:
             return [(member, Closed(f"{name(member)} is not expected here"))]
         self._joined[member] = hello
         self._record(events.Joined(self._clock(), member[0], member[1], hello.host, hello.pid, hello.device))
-        if len(self._joined) < len(self._expected):
+        if len(self._joined) < len(self.expected):
             return []
         self._start(hello)
         return self._first_leases()
@@ -270,10 +285,10 @@ class Ledger:
         grad_norm = math.sqrt(vote.squared_norm)
         decision = self._judge(lease.step, vote.loss_sum, grad_norm)
         if self.failure:
-            return [(member, Closed(self.failure)) for member in self._expected]
+            return [(member, Closed(self.failure)) for member in self.expected]
         if decision == "rollback":
             self.failure = f"{self.plan.nonfinite_limit} pieces in a row were not finite; lower train.optimizer.lr"
-            return [(member, Closed(self.failure)) for member in self._expected]
+            return [(member, Closed(self.failure)) for member in self.expected]
         self._pieces.commit(vote, decision == "skip")
         due = self._record_whole_steps()
         following = self._next_piece((replica, 0))
@@ -384,7 +399,7 @@ class Ledger:
 
     def _leave(self, member: Member) -> None:
         self._left.add(member)
-        if self._left == set(self._expected):
+        if self._left == set(self.expected):
             now = self._clock()
             done = self._committed >= self.plan.steps
             self._record(events.Finished(now, self._committed) if done else events.Stopped(now, self._committed, "asked to"))

@@ -25,7 +25,7 @@ class LedgerServer:
     """Listens on `address` ("ipc://..." or "tcp://host:*"); `self.address` is where clients connect."""
 
     def __init__(self, address: str, token: str) -> None:
-        self._token = token.encode()
+        self.token = token
         self._context = zmq.Context()
         self.socket = self._context.socket(zmq.ROUTER)
         self.socket.setsockopt(zmq.LINGER, 1000)
@@ -66,7 +66,7 @@ class LedgerServer:
         try:
             identity, token, body = frames
             replica, _, rank = identity.decode().partition(".")
-            return ((int(replica), int(rank)), decode(body)) if hmac.compare_digest(token, self._token) else None
+            return ((int(replica), int(rank)), decode(body)) if hmac.compare_digest(token, self.token.encode()) else None
         except ValueError:
             return None
 

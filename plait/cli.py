@@ -1,0 +1,138 @@
+"""The command line. Each command is a few lines around what the same name does in Python."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from plait import __version__, spec
+from plait.errors import PlaitError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train language models in parallel.")
+data = typer.Typer(no_args_is_help=True, help="Prepare corpora.")
+app.add_typer(data, name="data")
+
+RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings laid over the file's.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.callback(invoke_without_command=True)
+def _plait(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"plait {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME of the run file when left out.")] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Print every setting and stop.")] = False,
+) -> None:
+    """Train; what is missing is prepared, and what is there is resumed."""
+    run = spec.load(run_file, overrides or ())
+    if resolved:
+        _print_toml(run)
+        return
+    from plait.tasks import pretrain
+    from plait.tasks.showing import PreparingBar, conclusion, console_for
+
+    result = pretrain.train(run, out or Path("runs") / run_file.stem, listeners=[console_for(run)], preparing=PreparingBar())
+    print(conclusion(result))
+
+
+@app.command()
+def evaluate(
+    folder: RunFolder,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    limit: Annotated[int | None, typer.Option(help="Sequences; all when left out.", min=1)] = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a trained model: loss, perplexity, accuracy of the next token."""
+    from plait.tasks.evaluate import evaluate as measure
+    from plait.tasks.showing import score_lines
+
+    score = measure(folder, split, limit=limit, device=_device(device))
+    print(json.dumps(score.as_dict()) if as_json else score_lines(score))
+
+
+@app.command()
+def generate(
+    folder: RunFolder,
+    prompt: Annotated[list[str] | None, typer.Option(help="Text to go on from; repeat for several.")] = None,
+    tokens: Annotated[int, typer.Option(help="Most tokens to write.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.", min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that make up p.", min=0.0, max=1.0)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeat for several.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Write text with a trained model, as it comes."""
+    from plait.tasks.showing import stream
+    from plait.tasks.trained import load
+
+    stream(load(folder, _device(device)), prompt or [""], tokens, temperature, top_k, top_p, stop or [], seed)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option("--out", help="Where runs would be kept.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine has, and what will and will not work here."""
+    from dataclasses import asdict
+
+    from plait.cluster.doctor import examine
+    from plait.tasks.showing import findings_table
+
+    findings = examine(folder)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        findings_table(findings)
+
+
+@app.command()
+def schema() -> None:
+    """Print the run file's JSON Schema, for editors."""
+    print(json.dumps(spec.schema(), indent=2))
+
+
+@data.command("prepare")
+def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Make token files of a run's corpus, or find those that were made."""
+    from plait.tasks import pretrain
+    from plait.tasks.showing import PreparingBar, prepared_lines
+
+    print(prepared_lines(pretrain.prepare(spec.load(run_file, overrides or ()), PreparingBar())))
+
+
+def main() -> None:
+    """Run a command; an error of plait's is one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except PlaitError as error:
+        if str(error):
+            print(f"plait: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def _print_toml(run: spec.Run) -> None:
+    import tomli_w
+
+    print(tomli_w.dumps(run.resolved()), end="")
+
+
+def _device(name: str) -> spec.Device:
+    return spec.Cluster(device=name).device  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""What a worker is told when it is started, without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.ledger.messages import Member
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a run is and what it goes on from: the same for all its workers."""
+
+    run: dict[str, Any]
+    folder: Path
+    prepared: Path
+    resume: Path | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a worker is told, as plain values.
+
+    store: where replicas meet, a folder on this host or "host:port". server: the parameter server's address, where there is
+    one. resume: a checkpoint, or None.
+    """
+
+    run: dict[str, Any]
+    folder: str
+    prepared: str
+    member: Member
+    local_rank: int
+    workers_here: int
+    ledger: str
+    token: str
+    store: str
+    one_host: bool
+    server: str | None
+    resume: str | None

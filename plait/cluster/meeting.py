@@ -1,0 +1,116 @@
+"""How processes that a launcher started find one another, and how rank 0 leads them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import tempfile
+import threading
+import time
+from dataclasses import asdict, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import PrefixStore, Store
+
+from plait.cluster import worker
+from plait.cluster.config import Config, Site
+from plait.cluster.environment import World
+from plait.ledger.state import Ledger
+from plait.ledger.wire import LedgerServer
+from plait.sync.group import local_store, network_store
+
+PATIENCE = timedelta(hours=12)
+"""How long others wait for rank 0, which may be preparing data."""
+LAST_WORDS = 2.0
+
+
+class Meeting:
+    """The store that all processes of a launcher share."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.place = world.address or _place(world)
+        self._store = PrefixStore(f"plait-{world.job}", self._open())
+
+    def announce(self, words: dict[str, Any]) -> None:
+        """Rank 0 to all: the configuration, or a reason not to start."""
+        self._store.set("announcement", json.dumps(words))
+
+    def hear(self) -> dict[str, Any]:
+        self._store.wait(["announcement"], PATIENCE)
+        heard: dict[str, Any] = json.loads(self._store.get("announcement"))
+        return heard
+
+    def part(self, exit_code: int | None = None) -> int:
+        """Rank 0 tells how it ended and stays until all have heard; the others return what it told."""
+        if self.world.rank == 0:
+            self._store.set("outcome", str(exit_code))
+            end = time.monotonic() + LAST_WORDS
+            while self._store.add("heard", 0) < self.world.size - 1 and time.monotonic() < end:
+                time.sleep(0.02)
+            return exit_code or 0
+        self._store.wait(["outcome"], timedelta(seconds=30))
+        outcome = int(self._store.get("outcome"))
+        self._store.add("heard", 1)
+        return outcome
+
+    def _open(self) -> Store:
+        if self.world.address is None:
+            return local_store(Path(self.place), self.world.size)
+        host, _, port = self.world.address.rpartition(":")
+        return network_store(host, int(port), self.world.size, self.world.serving and self.world.rank == 0)
+
+
+def lead(meeting: Meeting, site: Site, ledger: Ledger) -> None:
+    """Rank 0: keep the ledger in a thread, tell the others what to do, and do it too."""
+    world = meeting.world
+    server = LedgerServer("tcp://127.0.0.1:*" if world.one_host else f"tcp://{_own_address(world)}:*", secrets.token_hex(16))
+    keeper = threading.Thread(target=server.serve, args=(ledger.handle, lambda: ledger.ended), daemon=True)
+    keeper.start()
+    config = _config(meeting, site, server)
+    meeting.announce({"config": asdict(config)})
+    worker.main(asdict(config))
+    keeper.join(LAST_WORDS if not ledger.ended else None)
+    if not ledger.ended:
+        server.send(ledger.believe_echoes())
+    server.close()
+
+
+def follow(meeting: Meeting, heard: dict[str, Any]) -> None:
+    """Any other rank: do what rank 0 announced."""
+    config = replace(Config(**heard["config"]), member=(meeting.world.rank, 0), local_rank=meeting.world.local_rank)
+    worker.main(asdict(config))
+
+
+def _config(meeting: Meeting, site: Site, server: LedgerServer) -> Config:
+    world = meeting.world
+    return Config(
+        run=site.run,
+        folder=str(site.folder),
+        prepared=str(site.prepared),
+        member=(0, 0),
+        local_rank=world.local_rank,
+        workers_here=world.local_size,
+        ledger=server.address,
+        token=server.token,
+        store=meeting.place,
+        one_host=world.one_host,
+        server=None,
+        resume=str(site.resume) if site.resume else None,
+    )
+
+
+def _own_address(world: World) -> str:
+    """The interface that others reach rank 0 by; it is the one they were told."""
+    assert world.address is not None
+    return world.address.rpartition(":")[0]
+
+
+def _place(world: World) -> str:
+    """A folder of this user and this job, for processes of one host."""
+    place = Path(tempfile.gettempdir()) / f"plait-{os.getuid()}-{world.job}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    return str(place)

@@ -1,0 +1,39 @@
+"""Bare process groups between replicas: one per inner coordinate, remade in each generation.
+
+They are no part of torch.distributed's global world, so that what lives inside a replica never notices them.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo, Store, TCPStore
+
+from plait.replica.device import backend
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def local_store(folder: Path, members: int) -> Store:
+    """A meeting place for the processes of one host: a file."""
+    return FileStore(str(folder / "store"), members)
+
+
+def network_store(host: str, port: int, members: int, serving: bool) -> Store:
+    """A meeting place for the processes of several hosts."""
+    return TCPStore(host, port, members, serving, timeout=TIMEOUT, wait_for_workers=False)
+
+
+def make_group(store: Store, rank: int, size: int, generation: int, device: torch.device, loopback: bool) -> torch.distributed.ProcessGroup:
+    """The group of all replicas. gloo listens on the loopback interface alone where all its members are on one host."""
+    own = PrefixStore(f"generation_{generation}", store)
+    if backend(device) == "nccl":
+        options = torch.distributed.ProcessGroupNCCL.Options()
+        return torch.distributed.ProcessGroupNCCL(own, rank, size, options)
+    options = ProcessGroupGloo._Options()
+    options._timeout = TIMEOUT
+    options._threads = 1
+    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1") if loopback else ProcessGroupGloo.create_default_device()]
+    return ProcessGroupGloo(own, rank, size, options)

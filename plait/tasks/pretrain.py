@@ -1,0 +1,213 @@
+"""Pre-training: from a run to a trained model in a folder, in four moves: prepare, claim, launch, tell."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait import events, spec
+from plait.cluster import environment, local
+from plait.cluster.config import Site
+from plait.cluster.environment import World
+from plait.cluster.nursery import Nursery
+from plait.cluster.plans import plan_of
+from plait.data.prepare import Progress
+from plait.data.prepare import prepare as prepare_data
+from plait.data.tokens import Prepared
+from plait.errors import CheckpointError, DataError, Interrupted, PlaitError, RunFileError, UserError, WorkerFailed
+from plait.ledger import journal
+from plait.ledger.journal import Journal
+from plait.ledger.state import Ledger, Plan
+from plait.plan import counts
+from plait.train import manifest
+from plait.train.folder import Folder
+from plait.watch.listener import Listener, Listeners, build_listeners
+
+STATE_BYTES = {"adamw": 3, "adam": 3, "muon": 3, "sgd": 2}
+"""Values kept for each parameter, itself included, by optimizer."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a training went. evaluated: the last evaluation, if there was one."""
+
+    folder: Path
+    step: int
+    loss: float | None
+    evaluated: events.Evaluated | None
+
+
+def prepare(run: spec.Run, listener: Callable[[Progress], None] | None = None) -> Prepared:
+    """Token files for the run's corpus: found by fingerprint, or made. Raises DataError."""
+    prepared = prepare_data(run.data, seed=run.train.seed, listener=listener)
+    for split in _splits(run):
+        prepared.split(split, run.data.sequence)
+    return prepared
+
+
+def train(
+    run: spec.Run,
+    out: str | Path = "runs/run",
+    *,
+    listeners: Iterable[Listener] = (),
+    preparing: Callable[[Progress], None] | None = None,
+    nursery: Nursery | None = None,
+) -> Result:
+    """Train to the run's duration; what `out` already holds of this run is resumed.
+
+    listeners are told of each event, besides those of [watch]. nursery: a warm one to fork workers from, kept open.
+    Raises UserError before anything starts, Interrupted when stopped by a signal, WorkerFailed.
+    """
+    if world := environment.read():
+        return _train_under(world, run, Path(out), listeners, preparing)
+    prepared = prepare(run, preparing)
+    with Folder(Path(out)) as folder, ExitStack() as stack:
+        started = Start(run, folder, prepared)
+        if started.done:
+            return started.result()
+        nursery = nursery or stack.enter_context(Nursery())
+        told = stack.enter_context(Listeners([*build_listeners(run.watch, folder.path, run), *listeners]))
+        ledger = started.ledger(told)
+        local.launch(started.site, ledger, nursery)
+        return started.conclude(ledger)
+
+
+def _train_under(
+    world: World, run: spec.Run, out: Path, listeners: Iterable[Listener], preparing: Callable[[Progress], None] | None
+) -> Result:
+    """Train as one of the processes that torchrun, srun or mpirun started: rank 0 leads, the others follow."""
+    _check_world(world, run)
+    from plait.cluster.meeting import Meeting, follow, lead  # torch, which the launching parent elsewhere does without
+
+    meeting = Meeting(world)
+    if world.rank:
+        heard = meeting.hear()
+        if "config" in heard:
+            follow(meeting, heard)
+        _raise_outcome(meeting.part())
+        return Result(out, 0, None, None)
+    outcome = 1
+    try:
+        prepared = prepare(run, preparing)
+        with Folder(out) as folder, Listeners([*build_listeners(run.watch, folder.path, run), *listeners]) as told:
+            started = Start(run, folder, prepared)
+            if started.done:
+                meeting.announce({})
+                outcome = 0
+                return started.result()
+            ledger = started.ledger(told)
+            lead(meeting, started.site, ledger)
+            result = started.conclude(ledger)
+            outcome = 0
+            return result
+    except BaseException as error:
+        outcome = error.exit_code if isinstance(error, PlaitError) else 1
+        meeting.announce({})
+        raise
+    finally:
+        meeting.part(outcome)
+
+
+def _check_world(world: World, run: spec.Run) -> None:
+    if run.layout.replicas != world.size:
+        raise RunFileError(f"layout.replicas = {run.layout.replicas}, but {world.launcher} started {world.size} processes; make them equal")
+    if run.sync.strategy == "server":
+        raise RunFileError(f'sync.strategy = "server" is not built for {world.launcher} yet; start plait plainly, or use "allreduce"')
+
+
+def _raise_outcome(exit_code: int) -> None:
+    """Rank 0 has shown the reason; the others only end alike."""
+    if exit_code == Interrupted.exit_code:
+        raise Interrupted("")
+    if exit_code == UserError.exit_code:
+        raise UserError("")
+    if exit_code:
+        raise WorkerFailed("")
+
+
+class Start:
+    """What a run begins from, once its folder is claimed. Raises UserError where it cannot begin."""
+
+    def __init__(self, run: spec.Run, folder: Folder, prepared: Prepared) -> None:
+        self.run = run
+        self.folder = folder
+        self.plan: Plan = plan_of(run, prepared)
+        folder.claim(run, {"fingerprint": prepared.fingerprint, "vocabulary": prepared.vocabulary})
+        manifest.clear_leftovers(folder.checkpoints)
+        _check_space(run, folder.path, prepared)
+        prepared.copy_tokenizer(folder.path)
+        resume = _soundest(folder.checkpoints)
+        self.position = manifest.about(resume)["position"] if resume else None
+        self.site = Site(run.resolved(), folder.path.resolve(), prepared.folder.resolve(), resume.resolve() if resume else None)
+
+    @property
+    def done(self) -> bool:
+        return self.position is not None and self.position["step"] >= self.plan.steps
+
+    def ledger(self, told: Callable[[events.Event], None]) -> Ledger:
+        """A ledger that journals each event and tells it to `told`."""
+        written = Journal(self.folder.journal)
+
+        def record(event: events.Event) -> None:
+            quiet = written.trouble is None
+            written.append(event)
+            if written.trouble and quiet:
+                print(f"plait: {written.trouble}", file=sys.stderr)
+            told(event)
+
+        return Ledger(self.plan, record, time.time, self.position)
+
+    def conclude(self, ledger: Ledger) -> Result:
+        """The result of a run that has ended, or the error that says how it ended instead."""
+        if ledger.failure is not None:
+            raise UserError(ledger.failure) if ledger.mistaken else WorkerFailed(ledger.failure)
+        if ledger.committed < self.plan.steps:
+            raise Interrupted(f"stopped after step {ledger.committed} of {self.plan.steps}; run the same command again to resume")
+        return self.result()
+
+    def result(self) -> Result:
+        history = journal.read(self.folder.journal)
+        steps = events.committed(history)
+        evaluated = [event for event in history if isinstance(event, events.Evaluated)]
+        last = steps[-1] if steps else None
+        return Result(self.folder.path, last.step if last else 0, last.loss if last else None, evaluated[-1] if evaluated else None)
+
+
+def _splits(run: spec.Run) -> list[str]:
+    return ["train", "validation"] if run.train.evaluate_every else ["train"]
+
+
+def _soundest(folder: Path) -> Path | None:
+    """The newest checkpoint whose bytes are what was written; damaged ones are named and passed over.
+
+    Raises CheckpointError when there are only damaged ones: starting anew would hide the loss.
+    """
+    trouble = []
+    for path in manifest.saved(folder):
+        try:
+            if why := manifest.problem(path):
+                raise CheckpointError(why)
+            manifest.verify(path)
+            return path
+        except CheckpointError as error:
+            trouble.append(str(error))
+            print(f"plait: {error}; trying the one before", file=sys.stderr)
+    if trouble:
+        raise CheckpointError(f"{folder}: no checkpoint is sound; remove the folder to start anew, or restore one. {trouble[0]}")
+    return None
+
+
+def _check_space(run: spec.Run, folder: Path, prepared: Prepared) -> None:
+    """Refuse a run that could not write its first checkpoint."""
+    if ":" in run.model.family:
+        return
+    values = counts.parameters(run.model, prepared.vocabulary, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
+    needed = values * (8 if run.train.precision == "fp64" else 4)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DataError(f"{folder}: no space left: a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")

@@ -1,0 +1,1 @@
+"""Helpers for tests of plait and of what is built on it."""

@@ -1,0 +1,100 @@
+"""What a verdict asks for besides the update: rolling back, evaluating, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
+
+from plait.data.batches import EvaluationBatches
+from plait.events import Ranges
+from plait.ledger.messages import Kept, Measured, Message, Unkept, Verdict
+from plait.replica.compute import Compute, Sums
+from plait.replica.replica import Replica
+from plait.train import manifest
+from plait.train.checkpoint import Checkpoints, load
+
+
+class Tells(Protocol):
+    """The part of a ledger's client that takes facts."""
+
+    def tell(self, message: Message) -> None: ...
+
+
+class Duties:
+    """One rank's. Only the rank that `saves` writes checkpoints; `about` goes into each of them."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        ledger: Tells,
+        folder: Path,
+        keep: int,
+        about: dict[str, Any],
+        validation: EvaluationBatches | None,
+        micro_batch: int,
+        saves: bool,
+    ) -> None:
+        self._replica = replica
+        self._ledger = ledger
+        self._folder = folder
+        self._about = about
+        self._validation = validation
+        self._micro_batch = micro_batch
+        self._facts: SimpleQueue[Message] = SimpleQueue()
+        self._checkpoints = Checkpoints(folder, keep, self._saved, self._failed) if saves else None
+
+    def perform(self, verdict: Verdict) -> None:
+        if verdict.decision == "rollback":
+            self._roll_back(verdict.to_step)
+        if verdict.evaluate is not None and self._validation is not None:
+            sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch)
+            self._ledger.tell(Measured(verdict.step, "validation", sums.loss, sums.correct, sums.targets))
+        if verdict.save and self._checkpoints is not None:
+            self._checkpoints.save(verdict.step, self._replica.state(), {**self._about, "position": verdict.position})
+        self._tell_facts()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        self._tell_facts()
+
+    def _roll_back(self, step: int) -> None:
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        if step:
+            resume(self._replica, self._folder / manifest.name(step))
+        else:
+            self._replica.start_afresh()
+
+    def _saved(self, step: int, path: Path, size: int, seconds: float, stalled: float) -> None:
+        self._facts.put(Kept(step, str(path), size, seconds, stalled))
+
+    def _failed(self, step: int, why: str) -> None:
+        self._facts.put(Unkept(step, why))
+
+    def _tell_facts(self) -> None:
+        """The writer is a thread of its own, and the line to the ledger belongs to this one."""
+        while True:
+            try:
+                self._ledger.tell(self._facts.get_nowait())
+            except Empty:
+                return
+
+
+def resume(replica: Replica, checkpoint: Path) -> None:
+    """Bring a replica to the state of a checkpoint. Raises CheckpointError."""
+    state = replica.state()
+    load(checkpoint, state)
+    replica.restore(state)
+
+
+def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int) -> Sums:
+    """Sums over the sequences of `ranges`."""
+    parts = [
+        compute.measure(batches.read(start, min(start + micro_batch, end)))
+        for first, end in ranges
+        for start in range(first, end, micro_batch)
+    ]
+    return Sums(sum(part.loss for part in parts), sum(part.correct for part in parts), sum(part.targets for part in parts))

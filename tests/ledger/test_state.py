@@ -1,0 +1,241 @@
+"""The ledger as a pure machine: whatever the order of messages, each sample of a committed unit counts exactly once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plait import events
+from plait.ledger.messages import Asked, Closed, Failed, Join, Kept, Lease, Left, Measured, Member, Message, Verdict, Vote, Work
+from plait.ledger.state import SERVER, Ledger, Outbox, Plan
+
+HELLO = Join("host", 1, "cpu", 10)
+
+
+def plan(replicas: int = 2, steps: int = 3, size: int = 8, **changes: object) -> Plan:
+    values: dict = {
+        "replicas": replicas,
+        "ranks": 1,
+        "steps": steps,
+        "size": lambda step: size,
+        "targets": lambda step: size * 4,
+        "capacity": (1.0,) * replicas,
+        "save_every": None,
+        "evaluate_every": None,
+        "evaluation_size": 0,
+        "nonfinite_limit": 2,
+        "piece": None,
+        "version": "0",
+        "flops_per_token": 1.0,
+        "peak_flops": lambda device: None,
+    }
+    return Plan(**{**values, **changes})
+
+
+def vote(work: Work, loss: float = 1.0, norm: float = 4.0) -> Vote:
+    return Vote(work.unit, loss, norm, 0.1, 0.5)
+
+
+class House:
+    """A ledger with members that can be driven one message at a time."""
+
+    def __init__(self, plan: Plan, position: dict | None = None) -> None:
+        self.recorded: list[events.Event] = []
+        self.ledger = Ledger(plan, self.recorded.append, lambda: 0.0, position)
+        self.inbox: dict[Member, list[Message]] = {member: [] for member in self.ledger.expected}
+
+    def say(self, member: Member, message: Message) -> None:
+        self.deliver(self.ledger.handle(member, message))
+
+    def deliver(self, outbox: Outbox) -> None:
+        for member, message in outbox:
+            self.inbox[member].append(message)
+
+    def join(self) -> dict[Member, Work | None]:
+        for member in self.ledger.expected:
+            self.say(member, HELLO)
+        return {member: self.take(member, Lease).work for member in self.ledger.expected}
+
+    def take(self, member: Member, kind: type) -> Message:
+        message = self.inbox[member].pop(0)
+        assert isinstance(message, kind), message
+        return message
+
+    def of(self, kind: type) -> list:
+        return [event for event in self.recorded if isinstance(event, kind)]
+
+    def round(self, work: dict[Member, Work | None], **how: float) -> tuple[dict[Member, Work | None], Verdict]:
+        for member, lease in work.items():
+            self.say(member, vote(lease, **how))
+        verdicts = {member: self.take(member, Verdict) for member in work}
+        return {member: verdict.work for member, verdict in verdicts.items()}, verdicts[0, 0]
+
+
+def covered(step: events.Step) -> list[int]:
+    return sorted(position for ranges in step.shares.values() for first, end in ranges for position in range(first, end))
+
+
+def test_no_verdict_before_the_last_vote() -> None:
+    house = House(plan())
+    work = house.join()
+    house.say((0, 0), vote(work[0, 0]))
+    assert not house.inbox[0, 0]
+    assert not house.of(events.Step)
+    house.say((1, 0), vote(work[1, 0]))
+    assert house.of(events.Step)[0].step == 1
+
+
+def test_loss_is_the_sum_over_replicas_divided_once() -> None:
+    house = House(plan())
+    work = house.join()
+    house.say((0, 0), vote(work[0, 0], loss=3.0))
+    house.say((1, 0), vote(work[1, 0], loss=5.0))
+    assert house.of(events.Step)[0].loss == 8.0 / 32
+
+
+def test_grad_norm_sums_over_the_ranks_of_one_replica() -> None:
+    house = House(plan(replicas=2, ranks=2))
+    work = house.join()
+    house.round(work, norm=8.0)
+    assert house.of(events.Step)[0].grad_norm == 4.0
+
+
+def test_a_run_ends_when_all_have_left() -> None:
+    house = House(plan(steps=1))
+    work, verdict = house.round(house.join())
+    assert verdict.save
+    assert work == {(0, 0): None, (1, 0): None}
+    house.say((0, 0), Left())
+    assert not house.ledger.ended
+    house.say((1, 0), Left())
+    assert house.ledger.ended
+    assert isinstance(house.recorded[-1], events.Finished)
+
+
+def test_nothing_finite_is_skipped_together_and_rolled_back_in_the_end() -> None:
+    house = House(plan(steps=9))
+    work, _ = house.round(house.join())
+    house.say((0, 0), Kept(1, "x", 1, 0.0, 0.0))
+    work, first = house.round(work, loss=math.nan)
+    work, second = house.round(work, norm=math.inf)
+    assert (first.decision, second.decision, second.to_step) == ("skip", "rollback", 1)
+    assert [step.skipped for step in house.of(events.Step)] == [False, True, True]
+    assert house.of(events.RolledBack)[0].to_step == 1
+    assert work[0, 0].step == 2
+    assert [step.step for step in events.committed(house.recorded)] == [1]
+
+
+def test_the_same_trouble_after_a_rollback_ends_the_run() -> None:
+    house = House(plan(steps=9))
+    work = house.join()
+    for _ in range(2):
+        work, _ = house.round(work, loss=math.nan)
+    work, _ = house.round(work, loss=math.nan)
+    house.say((0, 0), vote(work[0, 0], loss=math.nan))
+    house.say((1, 0), vote(work[1, 0], loss=math.nan))
+    assert "not finite" in house.ledger.failure
+    house.take((0, 0), Closed)
+
+
+def test_stop_saves_at_the_next_verdict() -> None:
+    house = House(plan(steps=9))
+    work = house.join()
+    house.say(SERVER, Asked("stop")) if SERVER in house.inbox else house.ledger.handle(SERVER, Asked("stop"))
+    work, verdict = house.round(work)
+    assert verdict.save
+    assert set(work.values()) == {None}
+    for member in work:
+        house.say(member, Left())
+    assert isinstance(house.recorded[-1], events.Stopped)
+
+
+def test_save_goes_on() -> None:
+    house = House(plan(steps=9))
+    house.ledger.handle((0, 0), Asked("save"))
+    work, verdict = house.round(house.join())
+    _, following = house.round(work)
+    assert verdict.save
+    assert not following.save
+
+
+def test_a_lost_member_closes_the_run_and_is_named() -> None:
+    house = House(plan())
+    house.join()
+    house.say((1, 0), Failed("Traceback ..."))
+    assert house.take((0, 0), Closed).why == "replica 1 rank 0 failed"
+    assert house.of(events.Lost)[0].replica == 1
+
+
+def test_a_complaint_of_a_peer_does_not_name_the_complainer() -> None:
+    house = House(plan())
+    house.join()
+    house.say((0, 0), Failed("connection closed", "peer"))
+    assert house.ledger.failure is None
+    house.deliver(house.ledger.lose((1, 0), "killed"))
+    assert house.of(events.Lost) == [events.Lost(0.0, 1, 0, "killed")]
+
+
+def test_an_evaluation_is_summed_when_all_parts_are_in() -> None:
+    house = House(plan(evaluate_every=1, evaluation_size=5))
+    _, verdict = house.round(house.join())
+    assert verdict.evaluate == [[0, 3]]
+    house.say((0, 0), Measured(1, "validation", 6.0, 1, 3))
+    assert not house.of(events.Evaluated)
+    house.say((1, 0), Measured(1, "validation", 4.0, 1, 2))
+    assert (house.of(events.Evaluated)[0].loss, house.of(events.Evaluated)[0].accuracy) == (2.0, 0.4)
+
+
+def test_a_vote_on_another_unit_is_turned_away() -> None:
+    house = House(plan())
+    work = house.join()
+    house.say((0, 0), Vote(work[0, 0].unit + 1, 1.0, 1.0, 0.1, 0.1))
+    house.take((0, 0), Closed)
+    assert not house.of(events.Step)
+
+
+@given(st.integers(1, 5), st.integers(1, 20), st.data())
+def test_every_sample_of_a_step_is_shared_out_once(replicas: int, size: int, data: st.DataObject) -> None:
+    capacity = data.draw(st.lists(st.floats(0, 10), min_size=replicas, max_size=replicas).filter(lambda values: sum(values) > 0.1))
+    house = House(plan(replicas, steps=2, size=size, capacity=tuple(capacity)))
+    work = house.join()
+    while work[0, 0] is not None:
+        work, _ = house.round(work)
+    assert [covered(step) for step in house.of(events.Step)] == [list(range(size))] * 2
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.data())
+def test_pieces_commit_in_any_order_each_once_across_a_restart(replicas: int, steps: int, size: int, piece: int, data: st.DataObject) -> None:
+    """Workers finish in any order; the run is stopped somewhere and goes on from its position in a new ledger."""
+    run = plan(replicas, steps=steps, size=size, piece=piece)
+    house = House(run)
+    history = house.recorded
+    working = {member: lease for member, lease in house.join().items() if lease is not None}
+    stop_after = data.draw(st.integers(0, steps * size))
+    position = None
+    while working:
+        stop_after -= 1
+        if stop_after == 0:
+            house.ledger.handle(SERVER, Asked("stop"))
+        member = data.draw(st.sampled_from(sorted(working)))
+        house.say(SERVER, vote(working.pop(member)))
+        verdict = house.take(SERVER, Verdict)
+        if verdict.work is not None:
+            working[member] = verdict.work
+        if verdict.save:
+            position = verdict.position
+        if not working and position["step"] < steps:
+            house = House(run, position)
+            history += [events.Resumed(0.0, position["step"])]
+            house.recorded = history
+            house.ledger._record = history.append
+            working = {member: lease for member, lease in house.join().items() if lease is not None}
+    assert [covered(step) for step in events.committed(history)] == [list(range(size))] * steps
+
+
+@pytest.mark.parametrize("message", [Join("h", 1, "cpu", 1), Vote(1, 1.0, 1.0, 1.0, 1.0)])
+def test_strangers_are_turned_away(message: Message) -> None:
+    ledger = House(plan()).ledger
+    assert isinstance(ledger.handle((7, 0), message)[0][1], Closed)
