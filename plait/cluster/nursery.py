@@ -58,7 +58,10 @@ class Nursery:
 
         Raises PlaitError when the nursery itself is gone.
         """
-        received = self._socket.recv(1 << 16)
+        try:
+            received = self._socket.recv(1 << 16)
+        except ConnectionResetError:
+            received = b""
         if not received:
             raise PlaitError("the process that forks workers died; its message stands above")
         *lines, self._unread = (self._unread + received).split(b"\n")

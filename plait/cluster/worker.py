@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch.distributed import Store
 
 from plait import __version__, spec
 from plait.cluster.config import Config
@@ -59,7 +59,7 @@ class Worker:
         self._ledger = ledger
         self._signals = signals
         self._run = run = spec.parse(config.run)
-        self._prepared = Prepared.open(Path(config.prepared))
+        self._prepared = Prepared.open(Path(config.prepared), run.data)
         devices.set_threads(run.cluster.threads, config.workers_here)
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)
@@ -137,7 +137,7 @@ def _failure(error: BaseException) -> Failed:
     return Failed(traceback.format_exc(), "peer" if isinstance(error, PeerLost) else "itself")
 
 
-def _open_store(address: str, members: int) -> torch.distributed.Store:
+def _open_store(address: str, members: int) -> Store:
     if "/" in address:
         return local_store(Path(address), members)
     host, _, port = address.rpartition(":")

@@ -13,7 +13,7 @@ import torch
 
 from plait import spec
 from plait.data.batches import MicroBatch
-from plait.model.compiling import compile_blocks
+from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
 from plait.replica.compute import Compute
 from plait.replica.gradients import Gradients

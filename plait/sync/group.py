@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch.distributed import FileStore, PrefixStore, ProcessGroupGloo, Store, TCPStore
+import torch.distributed
+from torch.distributed import FileStore, PrefixStore, ProcessGroup, Store, TCPStore
 
 from plait.replica.device import backend
 
@@ -26,14 +28,22 @@ def network_store(host: str, port: int, members: int, serving: bool) -> Store:
     return TCPStore(host, port, members, serving, timeout=TIMEOUT, wait_for_workers=False)
 
 
-def make_group(store: Store, rank: int, size: int, generation: int, device: torch.device, loopback: bool) -> torch.distributed.ProcessGroup:
+def make_group(store: Store, rank: int, size: int, generation: int, device: torch.device, loopback: bool) -> ProcessGroup:
     """The group of all replicas. gloo listens on the loopback interface alone where all its members are on one host."""
     own = PrefixStore(f"generation_{generation}", store)
-    if backend(device) == "nccl":
-        options = torch.distributed.ProcessGroupNCCL.Options()
-        return torch.distributed.ProcessGroupNCCL(own, rank, size, options)
-    options = ProcessGroupGloo._Options()
+    make = _nccl if backend(device) == "nccl" else _gloo
+    group: ProcessGroup = make(own, rank, size, loopback)
+    return group
+
+
+def _nccl(store: Store, rank: int, size: int, loopback: bool) -> Any:
+    return torch.distributed.ProcessGroupNCCL(store, rank, size, torch.distributed.ProcessGroupNCCL.Options())
+
+
+def _gloo(store: Store, rank: int, size: int, loopback: bool) -> Any:
+    gloo: Any = torch.distributed.ProcessGroupGloo
+    options = gloo._Options()
     options._timeout = TIMEOUT
     options._threads = 1
-    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1") if loopback else ProcessGroupGloo.create_default_device()]
-    return ProcessGroupGloo(own, rank, size, options)
+    options._devices = [gloo.create_device(hostname="127.0.0.1") if loopback else gloo.create_default_device()]
+    return gloo(store, rank, size, options)

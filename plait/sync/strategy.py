@@ -27,7 +27,7 @@ class Votes(Protocol):
 class Report(Protocol):
     """Makes the vote of a unit: what the loop measured beside what the strategy says."""
 
-    def __call__(self, squared_norm: float, waited: float) -> Vote: ...
+    def __call__(self, squared_norm: float, waited: float, /) -> Vote: ...
 
 
 class Sync(Protocol):
