@@ -1,0 +1,1 @@
+"""Watching a run: listeners of its events. Nothing here imports torch."""

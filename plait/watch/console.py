@@ -1,0 +1,177 @@
+"""The log that a person reads: plain lines, and on a terminal colours and a bar with the time left.
+
+    step 2690  loss 3.7620  grad_norm 0.2823  lr 3.0e-04  tok/s 2,059  mfu 12.1%  mem 59.2GiB
+
+Speed is the mean over the steps since the last line; mfu is left out where the peak of the device is unknown, mem where it is not told.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TextIO
+
+from plait import events
+from plait.events import Event, Step
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_STYLES: dict[type[Event], str] = {
+    events.Evaluated: "cyan",
+    events.Saved: "dim",
+    events.SaveFailed: "bold red",
+    events.Lost: "bold red",
+    events.RolledBack: "yellow",
+    events.Resumed: "green",
+    events.Stopped: "yellow",
+    events.Finished: "green",
+}
+
+
+class Console:
+    """Writes a line each `log_every` steps, the first and the last always, and one for whatever else happens."""
+
+    def __init__(self, log_every: int, stream: TextIO | None = None) -> None:
+        self._every = max(log_every, 1)
+        stream = stream or sys.stdout
+        self._screen: _Plain | _Terminal = _Terminal(stream) if stream.isatty() else _Plain(stream)
+        self._since: list[Step] = []  # steps that no line has told of yet
+        self._begun = False
+
+    def on(self, event: Event) -> None:
+        if isinstance(event, Step):
+            self._step(event)
+            return
+        if isinstance(event, events.Started):
+            self._screen.expect(event.steps)
+        tell = _LINES.get(type(event))
+        if tell is not None:
+            self._flush()
+            self._screen.line(tell(event), _STYLES.get(type(event), ""))
+
+    def close(self) -> None:
+        self._flush()
+        self._screen.close()
+
+    def _step(self, step: Step) -> None:
+        self._screen.advance(step.step)
+        if step.skipped:
+            self._screen.line(f"step {step.step}  skipped: its loss or gradient is not finite; no parameter changed", "yellow")
+            return
+        self._since.append(step)
+        if not self._begun or step.step % self._every == 0:
+            self._flush()
+        self._begun = True
+
+    def _flush(self) -> None:
+        """The line of the newest step that has none yet."""
+        since, self._since = self._since, []
+        if since:
+            self._screen.line(step_line(since), "")
+
+
+def step_line(since: list[Step]) -> str:
+    """The log line of the last of these steps; speed and mfu are means over all of them, mem the most of any."""
+    last = since[-1]
+    seconds = sum(step.seconds for step in since)
+    parts = [f"step {last.step}", f"loss {_number(last.loss, '.4f')}", f"grad_norm {_number(last.grad_norm, '.4f')}", f"lr {last.lr:.1e}"]
+    if seconds > 0:
+        parts.append(f"tok/s {sum(step.tokens for step in since) / seconds:,.0f}")
+    known = [(step.mfu, step.seconds) for step in since if step.mfu is not None]
+    if known and sum(length for _, length in known) > 0:
+        parts.append(f"mfu {sum(mfu * length for mfu, length in known) / sum(length for _, length in known):.1%}")
+    memory = max((most for step in since for most in step.memory.values()), default=0)
+    if memory:
+        parts.append(f"mem {memory / 2**30:.1f}GiB")
+    return "  ".join(parts)
+
+
+class _Plain:
+    """Lines for a file, a pipe or a job's log."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def expect(self, steps: int) -> None:
+        """No bar here."""
+
+    def advance(self, step: int) -> None:
+        """No bar here."""
+
+    def line(self, text: str, style: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+class _Terminal:
+    """Lines above a bar. rich is imported when there is something to show, so that starting does not wait for it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def expect(self, steps: int) -> None:
+        progress = self._started()
+        if self._task is not None:
+            progress.remove_task(self._task)
+        self._task = progress.add_task("training", total=steps)
+
+    def advance(self, step: int) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step)
+
+    def line(self, text: str, style: str) -> None:
+        from rich.text import Text
+
+        self._started().console.print(Text(text, style=style), highlight=not style, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def _started(self) -> Progress:
+        if self._progress is None:
+            from rich import progress
+            from rich.console import Console as Screen
+
+            columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn("steps"), progress.TimeRemainingColumn())
+            self._progress = progress.Progress(*columns, console=Screen(file=self._stream), refresh_per_second=2, transient=True)
+            self._progress.start()
+        return self._progress
+
+
+def _number(value: float | None, style: str) -> str:
+    """Events read back from a file have null where a number was not finite."""
+    return "nan" if value is None else format(value, style)
+
+
+def _started(event: events.Started) -> str:
+    replicas = "1 replica" if event.replicas == 1 else f"{event.replicas} replicas"
+    return f"plait {event.version}: {event.parameters / 1e6:.1f}M parameters, {event.steps} steps, {replicas} on {event.device}"
+
+
+def _evaluated(event: events.Evaluated) -> str:
+    loss, perplexity = _number(event.loss, ".4f"), _number(event.perplexity, ",.2f")
+    return f"step {event.step}  {event.split}: loss {loss}  perplexity {perplexity}  accuracy {_number(event.accuracy, '.1%')}"
+
+
+def _saved(event: events.Saved) -> str:
+    held = f"training held up {event.stalled:.2f} s"
+    return f"step {event.step}  saved {event.path} ({event.bytes / 2**20:,.1f} MiB in {event.seconds:.1f} s, {held})"
+
+
+_LINES: dict[type[Event], Callable[[Any], str]] = {
+    events.Started: _started,
+    events.Resumed: lambda event: f"resumed from step {event.from_step}",
+    events.Evaluated: _evaluated,
+    events.Saved: _saved,
+    events.SaveFailed: lambda event: f"step {event.step}  NOT saved: {event.why}; the last good checkpoint stays, training goes on",
+    events.RolledBack: lambda event: f"rolled back to step {event.to_step}: {event.why}",
+    events.Lost: lambda event: f"lost replica {event.replica} (rank {event.rank}): {event.why}",
+    events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",
+    events.Finished: lambda event: f"finished after step {event.step}",
+}

@@ -1,0 +1,58 @@
+"""What TensorBoard, Weights & Biases and MLflow are told: an event as numbers with names, and a run's settings without secrets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from plait import spec
+from plait.events import Evaluated, Event, Resumed, RolledBack, Saved, Step
+
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|key|credentials?|webhook|authorization)s?$", re.IGNORECASE)
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def metrics(event: Event) -> tuple[int, dict[str, float]] | None:
+    """The step and the numbers of an event; None for one that has no curve."""
+    if isinstance(event, Step):
+        return event.step, {name: value for name, value in _step(event) if value is not None}
+    if isinstance(event, Evaluated):
+        values = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy}
+        return event.step, {f"{event.split}/{name}": value for name, value in values.items() if value is not None}
+    if isinstance(event, Saved):
+        return event.step, {"checkpoint/seconds": event.seconds, "checkpoint/stalled": event.stalled}
+    return None
+
+
+def void_after(event: Event) -> int | None:
+    """The last step that still counts, where the event makes later ones void."""
+    if isinstance(event, Resumed):
+        return event.from_step
+    return event.to_step if isinstance(event, RolledBack) else None
+
+
+def public_settings(run: spec.Run) -> dict[str, Any]:
+    """The resolved settings with dotted names, fit to leave the machine: secrets and logins in URLs are masked."""
+    return {key: _masked(key, value) for key, value in spec.flatten(run.resolved()).items()}
+
+
+def _step(event: Step) -> Iterator[tuple[str, float | None]]:
+    yield "train/loss", event.loss
+    yield "train/grad_norm", event.grad_norm
+    yield "train/lr", event.lr
+    yield "speed/tokens_per_s", event.tokens_per_s
+    yield "speed/mfu", event.mfu
+    yield "speed/seconds", event.seconds
+    yield "memory/peak_gib", max(event.memory.values()) / 2**30 if event.memory else None
+    yield from ((f"waited/replica_{replica}", seconds) for replica, seconds in event.waited.items())
+
+
+def _masked(name: str, value: Any) -> Any:
+    if _SECRET.search(name.rpartition(".")[2]):
+        return "***"
+    if isinstance(value, dict):
+        return {inner: _masked(inner, found) for inner, found in value.items()}
+    if isinstance(value, list):
+        return [_masked("", item) for item in value]
+    return _LOGIN.sub("***@", value) if isinstance(value, str) else value
