@@ -35,7 +35,7 @@ class Wandb:
 
     def close(self) -> None:
         if self._run is not None:
-            self._run.finish(quiet=True)
+            self._run.finish()
 
     def _begun(self) -> Any:
         """Connecting takes seconds, so it waits for the first curve. `step` is a value of its own: W&B's step cannot go back, a run can."""

@@ -23,7 +23,7 @@ def wandb_double(monkeypatch):
         double.began.append(settings)
         return types.SimpleNamespace(
             log=double.logged.append,
-            finish=lambda quiet: double.finished.append(True),
+            finish=lambda: double.finished.append(True),
             define_metric=lambda name, **kind: None,
             summary={},
         )
