@@ -1,4 +1,5 @@
-"""MLflow, an extra: pip install "plait[mlflow]". MLFLOW_TRACKING_URI is honoured; left out, MLflow's own default in the working directory.
+"""MLflow, an extra: pip install "plait[mlflow]". MLFLOW_TRACKING_URI says where to: a server, or what else MLflow takes.
+Left out, MLflow keeps a database in the working directory, which takes the whole of mlflow: the extra brings its small client alone.
 
 A run that is resumed goes on as the same run there: its id is kept in the run's folder.
 """
@@ -6,6 +7,7 @@ A run that is resumed goes on as the same run there: its id is kept in the run's
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,10 @@ class Mlflow:
     def __init__(self, experiment: str, folder: Path, run: spec.Run) -> None:
         if importlib.util.find_spec("mlflow") is None:
             raise RunFileError('watch.mlflow: the package mlflow is not installed: pip install "plait[mlflow]", or leave watch.mlflow out')
+        if not os.environ.get("MLFLOW_TRACKING_URI") and importlib.util.find_spec("sqlalchemy") is None:
+            raise RunFileError(
+                "watch.mlflow: there is nowhere to log to: set MLFLOW_TRACKING_URI to your server, or pip install mlflow, which keeps its own"
+            )
         self._experiment, self._folder, self._settings = experiment, folder, public_settings(run)
         self._client: Any = None
         self._run = ""

@@ -1,6 +1,8 @@
 """Weights & Biases and MLflow: with doubles of their libraries everywhere, and with the libraries themselves where they are installed."""
 
 import importlib
+import importlib.machinery
+import importlib.util
 import json
 import sys
 import types
@@ -8,6 +10,7 @@ import types
 import pytest
 
 from plait import events
+from plait.errors import RunFileError
 from plait.watch.mlflow import Mlflow
 from plait.watch.wandb import Wandb
 
@@ -36,6 +39,7 @@ def wandb_double(monkeypatch):
 @pytest.fixture
 def mlflow_double(monkeypatch):
     """Stands for the package mlflow: one client that keeps what it is given."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://localhost:1")
     kept = types.SimpleNamespace(created=[], metrics=[], params=[], status=[])
 
     class Client:
@@ -104,6 +108,14 @@ def test_mlflow_logs_curves_and_settings_and_resumes_as_the_same_run(tmp_path, r
 def test_mlflow_says_failed_where_the_run_neither_finished_nor_stopped(tmp_path, run, step, mlflow_double):
     tell(Mlflow("plaits", tmp_path, run), step(1))
     assert mlflow_double.status == [("abc", "FAILED")]
+
+
+def test_mlflow_without_a_place_to_log_to_is_refused(tmp_path, run, mlflow_double, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sqlalchemy" else found(name))
+    with pytest.raises(RunFileError, match="MLFLOW_TRACKING_URI"):
+        Mlflow("plaits", tmp_path, run)
 
 
 @pytest.mark.slow
