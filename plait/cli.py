@@ -42,9 +42,9 @@ def train(
         _print_toml(run)
         return
     from plait.tasks import pretrain
-    from plait.tasks.showing import PreparingBar, conclusion, console_for
+    from plait.tasks.showing import PreparingBar, conclusion
 
-    result = pretrain.train(run, out or Path("runs") / run_file.stem, listeners=[console_for(run)], preparing=PreparingBar())
+    result = pretrain.train(run, out or Path("runs") / run_file.stem, preparing=PreparingBar())
     print(conclusion(result))
 
 
@@ -77,10 +77,12 @@ def generate(
     device: Device = "auto",
 ) -> None:
     """Write text with a trained model, as it comes."""
+    from plait.tasks.generate import Sampling
     from plait.tasks.showing import stream
     from plait.tasks.trained import load
 
-    stream(load(folder, _device(device)), prompt or [""], tokens, temperature, top_k, top_p, stop or [], seed)
+    sampling = Sampling(tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop or ()), seed=seed)
+    stream(load(folder, _device(device)), prompt or [""], sampling)
 
 
 @app.command()

@@ -11,9 +11,8 @@ from plait.ledger.state import Plan
 from plait.plan import counts, hardware
 
 
-def plan_of(run: spec.Run, prepared: Prepared) -> Plan:
-    """Raises DataError where a split is missing or too short."""
-    batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
+def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
+    """Raises DataError where the validation split is missing or too short."""
     evaluate_every = run.train.evaluate_every
     save_every = run.checkpoint.every
     pieces = run.sync.strategy == "server"

@@ -22,6 +22,7 @@ from plait.ledger.messages import Failed, Join
 from plait.ledger.state import SERVER
 from plait.ledger.wire import LedgerClient, RunClosed
 from plait.replica import device as devices
+from plait.replica.dynamo import leave_out_of_optimizers
 from plait.replica.fit import largest_micro_batch
 from plait.replica.replica import Replica
 from plait.replica.schedule import rate
@@ -60,6 +61,7 @@ class Worker:
         self._signals = signals
         self._run = run = spec.parse(config.run)
         self._prepared = Prepared.open(Path(config.prepared), run.data)
+        leave_out_of_optimizers()
         devices.set_threads(run.cluster.threads, config.workers_here)
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)

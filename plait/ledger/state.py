@@ -155,7 +155,7 @@ class Ledger:
         if self.ended or member in self._left:
             return []
         replica, rank = member
-        self.failure = why
+        self.failure = why if self.mistaken else f"{name(member)}: {why}"
         self._record(events.Lost(self._clock(), replica, rank, why))
         return [(other, Closed(f"{name(member)} failed")) for other in self.expected if other != member]
 

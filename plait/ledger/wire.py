@@ -35,7 +35,7 @@ class LedgerServer:
 
     def receive(self) -> list[tuple[Member, Message]]:
         """All messages that have come; does not wait."""
-        messages = []
+        messages: list[tuple[Member, Message]] = []
         while True:
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)

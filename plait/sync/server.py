@@ -11,6 +11,7 @@ is applied twice. It keeps the optimizer, evaluates, and writes checkpoints.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -80,7 +81,8 @@ class Server:
                 self._workers -= 1
             elif isinstance(message, Vote):
                 verdict = self._take(ledger, message, gradient)
-                self._socket.send_multipart([worker, encode(verdict), *map(_bytes, self._replica.parameters.values())])
+                theirs = replace(verdict, evaluate=None, save=False, position=None)
+                self._socket.send_multipart([worker, encode(theirs), *map(_bytes, self._replica.parameters.values())])
                 perform(verdict)
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from plait import events, spec
 from plait.cluster import environment, local
@@ -16,6 +17,7 @@ from plait.cluster.config import Site
 from plait.cluster.environment import World
 from plait.cluster.nursery import Nursery
 from plait.cluster.plans import plan_of
+from plait.data.batches import Batches
 from plait.data.prepare import Progress
 from plait.data.prepare import prepare as prepare_data
 from plait.data.tokens import Prepared
@@ -44,7 +46,7 @@ class Result:
 
 def prepare(run: spec.Run, listener: Callable[[Progress], None] | None = None) -> Prepared:
     """Token files for the run's corpus: found by fingerprint, or made. Raises DataError."""
-    prepared = prepare_data(run.data, seed=run.train.seed, listener=listener)
+    prepared = prepare_data(run.data, listener=listener)
     for split in _splits(run):
         prepared.split(split, run.data.sequence)
     return prepared
@@ -71,7 +73,7 @@ def train(
         if started.done:
             return started.result()
         nursery = nursery or stack.enter_context(Nursery())
-        told = stack.enter_context(Listeners([*build_listeners(run.watch, folder.path, run), *listeners]))
+        told = stack.enter_context(started.listeners(listeners))
         ledger = started.ledger(told)
         local.launch(started.site, ledger, nursery)
         return started.conclude(ledger)
@@ -94,14 +96,15 @@ def _train_under(
     outcome = 1
     try:
         prepared = prepare(run, preparing)
-        with Folder(out) as folder, Listeners([*build_listeners(run.watch, folder.path, run), *listeners]) as told:
+        with Folder(out) as folder:
             started = Start(run, folder, prepared)
             if started.done:
                 meeting.announce({})
                 outcome = 0
                 return started.result()
-            ledger = started.ledger(told)
-            lead(meeting, started.site, ledger)
+            with started.listeners(listeners) as told:
+                ledger = started.ledger(told)
+                lead(meeting, started.site, ledger)
             result = started.conclude(ledger)
             outcome = 0
             return result
@@ -136,18 +139,24 @@ class Start:
     def __init__(self, run: spec.Run, folder: Folder, prepared: Prepared) -> None:
         self.run = run
         self.folder = folder
-        self.plan: Plan = plan_of(run, prepared)
+        batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
+        self.plan: Plan = plan_of(run, prepared, batches)
+        self._log_every = batches.steps_of(run.train.log_every)
         folder.claim(run, {"fingerprint": prepared.fingerprint, "vocabulary": prepared.vocabulary})
         manifest.clear_leftovers(folder.checkpoints)
         _check_space(run, folder.path, prepared)
-        prepared.copy_tokenizer(folder.path)
+        shutil.copy(prepared.tokenizer_file, folder.path)
         resume = _soundest(folder.checkpoints)
-        self.position = manifest.about(resume)["position"] if resume else None
+        self.position = manifest.about(resume)["position"] if resume else self._void_history()
         self.site = Site(run.resolved(), folder.path.resolve(), prepared.folder.resolve(), resume.resolve() if resume else None)
 
     @property
     def done(self) -> bool:
         return self.position is not None and self.position["step"] >= self.plan.steps
+
+    def listeners(self, others: Iterable[Listener]) -> Listeners:
+        """The console, those of [watch], and `others`."""
+        return Listeners([*build_listeners(self.run.watch, self.folder.path, self.run, self._log_every), *others])
 
     def ledger(self, told: Callable[[events.Event], None]) -> Ledger:
         """A ledger that journals each event and tells it to `told`."""
@@ -161,6 +170,10 @@ class Start:
             told(event)
 
         return Ledger(self.plan, record, time.time, self.position)
+
+    def _void_history(self) -> dict[str, Any] | None:
+        """Steps that were journaled before any checkpoint stood are void, and the journal shall say so."""
+        return {"step": 0} if events.committed(journal.read(self.folder.journal)) else None
 
     def conclude(self, ledger: Ledger) -> Result:
         """The result of a run that has ended, or the error that says how it ended instead."""

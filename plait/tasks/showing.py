@@ -1,0 +1,107 @@
+"""What commands show a person."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from plait.data.prepare import Progress
+from plait.data.tokens import SPLITS, Prepared
+
+if TYPE_CHECKING:
+    from plait.cluster.doctor import Finding
+    from plait.tasks.evaluate import Score
+    from plait.tasks.generate import Sampling
+    from plait.tasks.pretrain import Result
+    from plait.tasks.trained import Trained
+
+
+class PreparingBar:
+    """Progress of preparing: a bar on a terminal, a line a stage elsewhere."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, progress: Progress) -> None:
+        if sys.stderr.isatty():
+            self._show_bar(progress)
+        elif progress.stage != self._stage:
+            print(f"preparing: {progress.stage}", file=sys.stderr)
+        self._stage = progress.stage
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show_bar(self, progress: Progress) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(TextColumn("preparing: {task.description}"), BarColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+        if progress.stage != self._stage:
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+            self._task = self._bar.add_task(progress.stage, total=max(1, progress.total_bytes))
+        self._bar.update(self._task, completed=progress.done_bytes)
+
+
+def prepared_lines(prepared: Prepared) -> str:
+    """What `plait data prepare` prints."""
+    lines = [f"{prepared.folder}  vocabulary {prepared.vocabulary:,}  {prepared.bytes_per_token():.2f} bytes a token"]
+    lines += [f"  {split:<10} {prepared.tokens(split):>14,} tokens in {prepared.documents(split):,} documents" for split in SPLITS]
+    if prepared.tokens("train"):
+        lines.append(f"  unigram entropy {prepared.unigram_entropy():.4f} nats a token: what a model must beat")
+    return "\n".join(lines)
+
+
+def conclusion(result: Result) -> str:
+    """The last lines of a training."""
+    lines = [f"{result.folder}: {result.step} steps done"]
+    if result.evaluated is not None:
+        lines.append(f"validation loss {result.evaluated.loss:.4f} after step {result.evaluated.step}")
+    lines.append(f'next: plait generate {result.folder} --prompt "..."')
+    return "\n".join(lines)
+
+
+def score_lines(score: Score) -> str:
+    return (
+        f"{score.split} after step {score.step}: loss {score.loss:.4f}  perplexity {score.perplexity:.2f}  accuracy {score.accuracy:.1%}"
+        f"  over {score.tokens:,} tokens\n"
+        f"unigram entropy {score.unigram_entropy:.4f}: the model is {score.unigram_entropy - score.loss:+.4f} nats a token better"
+    )
+
+
+def stream(trained: Trained, prompts: list[str], sampling: Sampling) -> None:
+    """Write what a model generates: as it comes for one prompt, each after the other for several."""
+    from plait.tasks.generate import generate
+
+    def write(_: int, text: str) -> None:
+        print(text, end="", flush=True)
+
+    alone = len(prompts) == 1
+    if alone:
+        print(prompts[0], end="", flush=True)
+    completions = generate(trained.module, trained.tokenizer, prompts, sampling, write if alone else None)
+    if alone:
+        print()
+    for prompt, completion in () if alone else zip(prompts, completions, strict=True):
+        print(f"--- {prompt}\n{prompt}{completion.text}")
+
+
+def findings_table(findings: list[Finding]) -> None:
+    """The doctor's table: what works, what works with limits, what does not."""
+    from rich.console import Console
+    from rich.table import Table
+
+    marks = {"ok": "[green]ok[/]", "limited": "[yellow]limited[/]", "missing": "[red]missing[/]"}
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "what", "found", "meaning"):
+        table.add_column(title, overflow="fold")
+    for finding in findings:
+        table.add_row(marks[finding.state], finding.topic, finding.found, finding.meaning)
+    Console().print(table)

@@ -1,0 +1,65 @@
+"""Tiny runs that tests share: a made-up language, a model of a few thousand parameters, fp64."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from plait import events, spec
+from plait.ledger import journal
+
+WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then again slowly quickly away home".split()
+
+
+def write_corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:
+    """One text file of short documents, the same each time."""
+    chance = random.Random(seed)
+    texts = [" ".join(chance.choice(WORDS) for _ in range(chance.randint(30, 90))) for _ in range(documents)]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "corpus.txt"
+    path.write_text("\f".join(texts), encoding="utf-8")
+    return path
+
+
+def tiny(corpus: Path, prepared: Path, **changes: Any) -> spec.Run:
+    """A run of seconds; changes are dotted with double underscores: train__duration="4 steps"."""
+    table: dict[str, Any] = {
+        "model": {"family": "llama", "layers": 2, "width": 32, "heads": 4, "kv_heads": 2},
+        "data": {"corpus": [str(corpus)], "tokenizer": {"train": 288}, "sequence": 16, "prepared": str(prepared), "workers": 1},
+        "train": {
+            "duration": "6 steps",
+            "batch": 8,
+            "micro_batch": 2,
+            "seed": 7,
+            "precision": "fp64",
+            "optimizer": {"name": "adamw", "lr": 3e-3},
+            "schedule": {"name": "cosine", "warmup": "3 steps"},
+        },
+        "watch": {"tensorboard": False},
+        "cluster": {"threads": 1, "device": "cpu"},
+    }
+    for dotted, value in changes.items():
+        here = table
+        *parents, last = dotted.split("__")
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = value
+    return spec.parse(table)
+
+
+def steps_of(folder: Path) -> list[events.Step]:
+    """The committed steps of a run's journal."""
+    return events.committed(journal.read(folder / "events.jsonl"))
+
+
+def history_of(folder: Path) -> list[events.Event]:
+    return journal.read(folder / "events.jsonl")
+
+
+def differences(one: list[events.Step], other: list[events.Step]) -> tuple[float, float]:
+    """The largest relative differences of loss and of grad_norm between two curves of equal length."""
+    assert [step.step for step in one] == [step.step for step in other]
+    pairs = list(zip(one, other, strict=True))
+    loss = max(abs(a.loss - b.loss) / abs(a.loss) for a, b in pairs)
+    return loss, max(abs(a.grad_norm - b.grad_norm) / abs(a.grad_norm) for a, b in pairs)

@@ -1,0 +1,92 @@
+"""Promise 1: the curve follows the model, the data, the seed and the global batch; not the replicas, and not a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plait import events
+from plait.cluster.nursery import Nursery
+from plait.errors import WorkerFailed
+from plait.tasks.pretrain import train
+from plait.testing.failures import SignalAt
+from tests.runs import differences, history_of, steps_of, tiny
+
+LOSS, GRAD_NORM = 1e-9, 1e-7
+STEPS = 40
+
+Train = Callable[..., list[events.Step]]
+
+
+@pytest.fixture
+def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Train:
+    """Trains STEPS steps and returns the curve."""
+
+    def run(name: str, listeners: tuple = (), **changes: Any) -> list[events.Step]:
+        settings = {"train__duration": f"{STEPS} steps", "model__dropout": 0.1, "checkpoint__every": "10 steps", **changes}
+        train(tiny(corpus, prepared, **settings), tmp_path / name, listeners=listeners, nursery=nursery)
+        return steps_of(tmp_path / name)
+
+    return run
+
+
+def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
+    loss, grad_norm = differences(one, other)
+    assert loss <= LOSS
+    assert grad_norm <= GRAD_NORM
+
+
+def test_replicas_with_equal_and_unequal_shares_draw_one_curve(curve: Train) -> None:
+    alone = curve("alone")
+    two = curve("two", layout__replicas=2)
+    three = curve("three", layout__replicas=3, balance__capacity=[5.0, 0.0, 3.0])
+    assert len(alone) == STEPS
+    assert alone[-1].loss < alone[0].loss
+    assert_one_curve(alone, two)
+    assert_one_curve(alone, three)
+    assert three[0].shares == {"0": [[0, 5]], "1": [], "2": [[5, 8]]}
+
+
+def test_killed_and_resumed_at_other_replica_counts_goes_on_with_the_same_curve(curve: Train, tmp_path: Path) -> None:
+    alone = curve("alone")
+    with pytest.raises(WorkerFailed, match="SIGKILL"):
+        curve("killed", [SignalAt(10, replica=0, kind=events.Saved)], layout__replicas=2)
+    with pytest.raises(WorkerFailed, match="SIGKILL"):
+        curve("killed", [SignalAt(20, replica=2, kind=events.Saved)], layout__replicas=3)
+    assert_one_curve(alone, curve("killed", layout__replicas=1))
+    assert [event.from_step for event in history_of(tmp_path / "killed") if isinstance(event, events.Resumed)] == [10, 20]
+
+
+def test_killed_before_the_first_checkpoint_starts_again_and_says_so(curve: Train, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match="replica 1 rank 0"):
+        curve("killed", [SignalAt(3, replica=1)], layout__replicas=2, train__duration="5 steps")
+    assert_one_curve(curve("alone", train__duration="5 steps"), curve("killed", train__duration="5 steps"))
+    assert [event.from_step for event in history_of(tmp_path / "killed") if isinstance(event, events.Resumed)] == [0]
+
+
+def test_micro_batches_do_not_shape_the_curve(curve: Train) -> None:
+    assert_one_curve(curve("twos"), curve("fives", train__micro_batch=5, model__recompute="full"))
+
+
+def test_gpt2_with_masked_documents_and_growing_batches_draws_one_curve(curve: Train) -> None:
+    family = {"model__family": "gpt2", "model__kv_heads": None, "data__document_mask": True}
+    batch = {"train__batch": [{"batch": 4, "until": "9 steps"}, {"batch": 7}]}
+    assert_one_curve(curve("alone", **family, **batch), curve("two", layout__replicas=2, **family, **batch))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_other_optimizers_draw_one_curve(curve: Train, optimizer: str) -> None:
+    assert_one_curve(
+        curve("alone", train__optimizer__name=optimizer), curve("two", layout__replicas=2, train__optimizer__name=optimizer)
+    )
+
+
+def test_a_wrong_divisor_is_seen(curve: Train) -> None:
+    """The check above is able to fail: here each micro-batch divides by its own targets."""
+    wrong = {"train__duration": "5 steps", "train__micro_batch": 3, "train__loss": "tests.wrong:mean_of_means"}
+    loss, grad_norm = differences(curve("alone", **wrong), curve("two", layout__replicas=2, **wrong))
+    assert loss > LOSS
+    assert grad_norm > 1e-3
