@@ -11,7 +11,6 @@ Shapes: B samples, L positions, D width, H heads, G key and value heads, E width
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plait import spec
+from plait.model.attention import attend
 from plait.model.cache import LayerCache
 from plait.model.noise import Dropout, Noise
 
@@ -86,20 +86,8 @@ class Attention(nn.Module):
         q_BHLE, k_BGLE, v_BGLE = q_BLHE.transpose(1, 2), k_BLGE.transpose(1, 2), v_BLGE.transpose(1, 2)
         if memory is not None:
             k_BGLE, v_BGLE = memory.extend(k_BGLE, v_BGLE)
-        mixed_BHLE = self._mix(q_BHLE, k_BGLE, v_BGLE, mask, noise)
+        mixed_BHLE = attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise)
         return cast(Tensor, self.out(mixed_BHLE.transpose(1, 2).reshape(B, L, -1)))
-
-    def _mix(self, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, noise: Noise | None) -> Tensor:
-        if noise is None or self.dropout.rate == 0.0:
-            shared = self.queries_per_key > 1
-            return functional.scaled_dot_product_attention(
-                q_BHLE, k_BGLE, v_BGLE, attn_mask=mask, is_causal=mask is None, enable_gqa=shared
-            )
-        k_BHLE, v_BHLE = (kv.repeat_interleave(self.queries_per_key, 1) for kv in (k_BGLE, v_BGLE))
-        scores_BHLL = (q_BHLE * (1.0 / math.sqrt(self.head_width))) @ k_BHLE.transpose(-1, -2)
-        seen = causal_mask(scores_BHLL.shape[-1], q_BHLE.device) if mask is None else mask
-        weights_BHLL = scores_BHLL.masked_fill(~seen, -math.inf).softmax(-1)
-        return self.dropout(weights_BHLL, noise).to(v_BHLE.dtype) @ v_BHLE
 
 
 class GeluMLP(nn.Module):
@@ -159,11 +147,6 @@ def norm(model: spec.Model) -> nn.Module:
 def rotate(x_BLHE: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (i, i + E / 2) of a head by its position's angle (Su et al. 2021)."""
     return cast(Tensor, _Rotate.apply(x_BLHE, rotation.cos, rotation.sin))
-
-
-def causal_mask(length: int, device: torch.device) -> Tensor:
-    """[L, L] bool: a query sees the keys up to its own position."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
 
 
 class _Rotate(torch.autograd.Function):

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from plait import spec
-from plait.model.blocks import Block, Embedding, Linear, Rotation, causal_mask, norm
+from plait.model.attention import causal_mask
+from plait.model.blocks import Block, Embedding, Linear, Rotation, norm
 from plait.model.cache import Cache
 from plait.model.init import Constant, InitialTable, Normal
 from plait.model.noise import Dropout, Noise

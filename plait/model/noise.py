@@ -52,12 +52,16 @@ class Dropout(nn.Module):
             return x
         rows_R = torch.arange(math.prod(x.shape[1:-1]), device=x.device)
         columns_C = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
-        keep = keep_mask(_mix64(noise.key_B ^ self.key), rows_R, columns_C, self.rate)
-        return torch.where(keep.view(x.shape), x * (1.0 / (1.0 - self.rate)), 0.0)
+        keep = self.keep(noise, rows_R, columns_C).view(x.shape)
+        return torch.where(keep, x * (1.0 / (1.0 - self.rate)), 0.0)
+
+    def keep(self, noise: Noise, rows_R: Tensor, columns_C: Tensor) -> Tensor:
+        """Which elements stay, [B, R, C] bool, for the given global rows (int64) and columns (int32) of each sample."""
+        return keep_mask(_mix64(noise.key_B ^ self.key), rows_R, columns_C, self.rate)
 
 
 def keep_mask(key_B: Tensor, rows_R: Tensor, columns_C: Tensor, rate: float) -> Tensor:
-    """Which elements stay, [B, R, C] bool, for the given global rows (int64) and columns (int32) of each sample."""
+    """Which elements stay, [B, R, C] bool, of samples with these keys, in these rows (int64) and columns (int32)."""
     words_BR1 = _mix64(key_B[:, None] + rows_R * _GOLDEN)[..., None]
     first, second = words_BR1.to(torch.int32), (words_BR1 >> 32).to(torch.int32)
     hash_BRC = first + columns_C * _WEYL32
