@@ -151,7 +151,7 @@ def _number(value: float | None, style: str) -> str:
 
 def _started(event: events.Started) -> str:
     replicas = "1 replica" if event.replicas == 1 else f"{event.replicas} replicas"
-    return f"plait {event.version}: {event.parameters / 1e6:.1f}M parameters, {event.steps} steps, {replicas} on {event.device}"
+    return f"plait {event.version}: {event.parameters:,} parameters, {event.steps} steps, {replicas} on {event.device}"
 
 
 def _evaluated(event: events.Evaluated) -> str:
@@ -171,7 +171,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Saved: _saved,
     events.SaveFailed: lambda event: f"step {event.step}  NOT saved: {event.why}; the last good checkpoint stays, training goes on",
     events.RolledBack: lambda event: f"rolled back to step {event.to_step}: {event.why}",
-    events.Lost: lambda event: f"lost replica {event.replica} (rank {event.rank}): {event.why}",
+    events.Lost: lambda event: f"lost replica {event.replica} (rank {event.rank}): {event.why.strip().splitlines()[-1]}",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",
     events.Finished: lambda event: f"finished after step {event.step}",
 }
