@@ -77,11 +77,21 @@ def restore_state(optimizer: torch.optim.Optimizer, named_parameters: Named, sta
                 value.copy_(given)
 
 
+def reset_state(optimizer: torch.optim.Optimizer) -> None:
+    """Back to the state before the first step: zeros where it exists from the beginning, none where a step makes it."""
+    if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, Muon):
+        for values in optimizer.state.values():
+            for value in values.values():
+                value.zero_()
+    else:
+        optimizer.state.clear()
+
+
 def create_state(optimizer: torch.optim.Optimizer) -> None:
     """Make the state tensors exist, whatever their values, for a checkpoint to be loaded into; parameters stay as they are.
 
     The optimizers of this file have theirs from the beginning. Your own usually makes them in its first step: it takes one here, on
-    gradients of zero, and the parameters are put back.
+    gradients of zero, and the parameters are put back. It then counts one step, so this is for loading alone, not for a fresh run.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if all(optimizer.state.get(parameter) for parameter in parameters):

@@ -28,7 +28,7 @@ class Mlflow:
             raise RunFileError('watch.mlflow: the package mlflow is not installed: pip install "plait[mlflow]", or leave watch.mlflow out')
         if not os.environ.get("MLFLOW_TRACKING_URI") and importlib.util.find_spec("sqlalchemy") is None:
             raise RunFileError(
-                "watch.mlflow: there is nowhere to log to: set MLFLOW_TRACKING_URI to your server, or pip install mlflow, which keeps its own"
+                "watch.mlflow: nowhere to log to: set MLFLOW_TRACKING_URI to your server, or pip install mlflow, which keeps its own"
             )
         self._experiment, self._folder, self._settings = experiment, folder, public_settings(run)
         self._client: Any = None

@@ -7,7 +7,7 @@ from torch import nn
 from plait import spec
 from plait.errors import RunFileError
 from plait.replica.muon import Muon, orthogonalise
-from plait.replica.optim import build_optimizer, create_state, decays, optimizer_state, restore_state, set_rate
+from plait.replica.optim import build_optimizer, create_state, decays, optimizer_state, reset_state, restore_state, set_rate
 
 BUILT_IN = ("adamw", "adam", "sgd", "muon")
 
@@ -248,3 +248,17 @@ def test_your_own_optimizer_with_wrong_settings_is_named():
 def test_what_makes_no_optimizer_is_refused():
     with pytest.raises(RunFileError, match=r"not a torch\.optim\.Optimizer"):
         build(f"{__name__}:plain_function", Tiny())
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, f"{__name__}:Halving"])
+def test_a_reset_optimizer_is_as_a_fresh_one(name):
+    model, fresh = Tiny(), Tiny()
+    fresh.load_state_dict(model.state_dict())
+    start = {path: value.clone() for path, value in model.state_dict().items()}
+    optimizer = build(name, model)
+    train(model, optimizer, 3)
+    reset_state(optimizer)
+    model.load_state_dict(start)
+    train(model, optimizer, 2)
+    train(fresh, build(name, fresh), 2)
+    assert torch.equal(values(model), values(fresh))

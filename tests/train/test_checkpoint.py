@@ -15,6 +15,8 @@ from plait.errors import CheckpointError
 from plait.train import manifest, pieces
 from plait.train.checkpoint import Checkpoints, load
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # plait ignores it; pytest does not know
+
 
 class Told:
     """Collects what a Checkpoints says."""

@@ -2,16 +2,19 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 
+from plait.testing.processes import run_distributed
 from plait.train import manifest, pieces
 from plait.train.checkpoint import Checkpoints, load
 
 SHAPES = {"even": (4, 6), "uneven": (5, 3), "one_row": (1, 4), "scalar": ()}
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # plait ignores it; pytest does not know
 
 
 def whole(seed):
@@ -28,8 +31,9 @@ def spread(values, mesh, dims):
     return {**values, **cut, "replicated": copied, "count": 3}
 
 
-def two_ranks(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def two_ranks(rank, size, _, folder):
+    folder = Path(folder)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
     mesh = dist.init_device_mesh("cpu", (2,))
     told = []
     checkpoints = Checkpoints(
@@ -67,7 +71,7 @@ def full_disk(stream, block):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    multiprocessing.spawn(two_ranks, (folder,), nprocs=2)
+    run_distributed(f"{__name__}:two_ranks", 2, folder=str(folder))
     return folder / "checkpoints"
 
 
