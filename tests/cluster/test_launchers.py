@@ -1,0 +1,87 @@
+"""The same run file under torchrun, mpirun and srun: rank 0 keeps the ledger, and the curve is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from plait import spec
+from plait.cluster.nursery import Nursery
+from plait.tasks.pretrain import train
+from tests.runs import differences, steps_of, tiny
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "plait"]
+MPIRUN = ["mpirun", "-n", "2", "--allow-run-as-root", "--oversubscribe", "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "lo"]
+
+
+@pytest.fixture
+def run(corpus: Path, prepared: Path) -> spec.Run:
+    return tiny(corpus, prepared, layout__replicas=2)
+
+
+@pytest.fixture
+def run_file(run: spec.Run, tmp_path: Path) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(run.resolved()))
+    return path
+
+
+def start(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_torchrun_draws_the_same_curve(run: spec.Run, run_file: Path, tmp_path: Path, nursery: Nursery) -> None:
+    process = start([*TORCHRUN, "train", str(run_file), "--out", str(tmp_path / "torchrun")])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    train(run, tmp_path / "local", nursery=nursery)
+    loss, grad_norm = differences(steps_of(tmp_path / "local"), steps_of(tmp_path / "torchrun"))
+    assert loss <= 1e-9
+    assert grad_norm <= 1e-7
+
+
+def test_torchrun_with_another_number_of_processes_is_refused_by_all(run_file: Path, tmp_path: Path) -> None:
+    process = start([*TORCHRUN, "train", str(run_file), "layout.replicas=3", "--out", str(tmp_path / "out")])
+    output, _ = process.communicate(timeout=120)
+    assert "layout.replicas = 3, but torchrun started 2 processes" in output
+    assert "exitcode  : 2" in output
+
+
+def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: Path, tmp_path: Path) -> None:
+    """Open MPI's variables without Open MPI, so that this runs everywhere; the real one is below."""
+    processes = [
+        start(
+            [sys.executable, "-m", "plait", "train", str(run_file), "--out", str(tmp_path / "out")],
+            {
+                "OMPI_COMM_WORLD_RANK": str(rank),
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+                "PMIX_NAMESPACE": tmp_path.name,
+            },
+        )
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert [step.step for step in steps_of(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
+    assert sum("finished after step 6" in output for output in outputs) == 1  # rank 0 alone writes the log
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
+def test_mpirun(run_file: Path, tmp_path: Path) -> None:
+    process = start([*MPIRUN, sys.executable, "-m", "plait", "train", str(run_file), "--out", str(tmp_path / "out")])
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert len(steps_of(tmp_path / "out")) == 6
+    joined = [json.loads(line) for line in (tmp_path / "out" / "events.jsonl").read_text().splitlines() if '"Joined"' in line]
+    assert sorted(event["replica"] for event in joined) == [0, 1]
