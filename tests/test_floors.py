@@ -10,7 +10,8 @@ import plait
 
 PACKAGE = Path(plait.__file__).parent
 FLOORS = [
-    {"errors", "spec", "events"},
+    {"errors", "events"},
+    {"spec"},
     {"guard"},
     {"store"},
     {"model", "data", "plan"},
@@ -20,7 +21,8 @@ FLOORS = [
     {"cluster", "watch"},
     {"tasks", "proof"},
     {"dashboard"},
-    {"cli", "__init__", "__main__", "testing"},
+    {"cli", "__init__", "testing"},
+    {"__main__"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 PACKAGE_FACTS = {"__version__"}

@@ -17,7 +17,7 @@ from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
 from plait.replica.compute import Compute
 from plait.replica.gradients import Gradients
-from plait.replica.optim import build_optimizer, create_state, optimizer_state, restore_state, set_rate
+from plait.replica.optim import build_optimizer, create_state, optimizer_state, reset_state, restore_state, set_rate
 
 
 class Replica:
@@ -29,7 +29,6 @@ class Replica:
         self.parameters = dict(self.compute.module.named_parameters())
         self.gradients = Gradients(self.parameters.values(), int(run.sync.bucket_mib * 2**20))
         self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device)
-        create_state(self.optimizer)
         if run.train.compile:
             compile_blocks(self.compute.module)
         self._built_from = run, vocabulary
@@ -71,8 +70,13 @@ class Replica:
         optimizer = optimizer_state(self.optimizer, self.parameters.items())
         return self.compute.model_state() | {f"optimizer.{path}": value for path, value in optimizer.items()}
 
+    def state_to_load(self) -> dict[str, Any]:
+        """A `state` that is complete before the first step too, to be loaded into and then given to `restore`."""
+        create_state(self.optimizer)
+        return self.state()
+
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what was loaded into a `state`: its tensors are in place already, plain values are not."""
+        """Take over what was loaded into a state: its tensors are in place already, plain values are not."""
         prefix = "optimizer."
         values = {path.removeprefix(prefix): value for path, value in state.items() if path.startswith(prefix)}
         restore_state(self.optimizer, self.parameters.items(), values)
@@ -80,9 +84,7 @@ class Replica:
     @torch.no_grad()
     def start_afresh(self) -> None:
         """Parameters and optimizer state as before the first step."""
-        run, vocabulary = self._built_from
-        fresh = Replica(run, vocabulary, self.device).state()
-        for path, value in self.state().items():
-            if isinstance(value, torch.Tensor):
-                value.copy_(fresh[path])
-        self.restore(fresh)
+        fresh = Compute(*self._built_from, self.device).model_state()
+        for path, tensor in self.compute.model_state().items():
+            tensor.copy_(fresh[path])
+        reset_state(self.optimizer)

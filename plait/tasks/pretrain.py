@@ -142,7 +142,7 @@ class Start:
         batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
         self.plan: Plan = plan_of(run, prepared, batches)
         self._log_every = batches.steps_of(run.train.log_every)
-        folder.claim(run, {"fingerprint": prepared.fingerprint, "vocabulary": prepared.vocabulary})
+        folder.claim(run, _facts(prepared))
         manifest.clear_leftovers(folder.checkpoints)
         _check_space(run, folder.path, prepared)
         shutil.copy(prepared.tokenizer_file, folder.path)
@@ -189,6 +189,12 @@ class Start:
         evaluated = [event for event in history if isinstance(event, events.Evaluated)]
         last = steps[-1] if steps else None
         return Result(self.folder.path, last.step if last else 0, last.loss if last else None, evaluated[-1] if evaluated else None)
+
+
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    """What the curve depends on besides the run file."""
+    tokenizer = prepared.tokenizer()
+    return {"fingerprint": prepared.fingerprint, "vocabulary": prepared.vocabulary, "tokenizer_fingerprint": tokenizer.fingerprint}
 
 
 def _splits(run: spec.Run) -> list[str]:

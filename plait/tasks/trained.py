@@ -37,14 +37,17 @@ def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
     """The newest sound checkpoint of a run's folder. Raises CheckpointError."""
     folder = Path(folder)
     run = read_run(folder)
-    vocabulary = read_about(folder)["identity"]["data.vocabulary"]
+    kept = read_about(folder)["identity"]
+    tokenizer = tokenizers.load(_tokenizer_file(folder), run.data.tokenizer.pattern)
+    if tokenizer.fingerprint != kept["data.tokenizer_fingerprint"]:
+        raise CheckpointError(f"{_tokenizer_file(folder)}: is not the tokenizer that this model was trained with; restore it from {run.data.prepared}")
     found = manifest.candidates(folder / "checkpoints")
     if not found:
         raise CheckpointError(f"{folder}: has no complete checkpoint yet; let plait train save one")
-    compute = Compute(run, vocabulary, devices.choose(device, 0))
+    compute = Compute(run, kept["data.vocabulary"], devices.choose(device, 0))
     path = _load_newest(found, compute)
     compute.module.eval()
-    return Trained(run, manifest.step_of(path), compute, tokenizers.load(_tokenizer_file(folder), run.data.tokenizer.pattern))
+    return Trained(run, manifest.step_of(path), compute, tokenizer)
 
 
 def _load_newest(candidates: list[Path], compute: Compute) -> Path:

@@ -85,7 +85,7 @@ class Duties:
 
 def resume(replica: Replica, checkpoint: Path) -> None:
     """Bring a replica to the state of a checkpoint. Raises CheckpointError."""
-    state = replica.state()
+    state = replica.state_to_load()
     load(checkpoint, state)
     replica.restore(state)
 
