@@ -136,7 +136,7 @@ def _hide(scores_NRCK: Tensor, mask: Tensor | None, first: int, end: int, groups
 
 
 def _drop(x: Tensor, stays: Tensor, scale: float) -> Tensor:
-    return torch.where(stays, x * scale, 0.0)
+    return (x * stays).mul_(scale)
 
 
 def _sums(x: Tensor) -> Tensor:
