@@ -1,0 +1,1 @@
+"""What a run is computed on: sources, tokenizers, token files, and the order in which they are read."""

@@ -1,0 +1,228 @@
+"""Batches: which samples a step consists of, and what stands in them.
+
+    step -> positions of the run -> (source, draw) -> (epoch, place) -> permuted -> sample -> tokens
+            first(step) + 0, 1, ..   keyed blocks       draw // n      keyed       i       [i*L, i*L + L]
+
+All of it is arithmetic on (fingerprint, seed, step): nothing is kept from one step to the next, so a run resumes anywhere
+at once, and who reads which positions does not matter.
+
+Sample i of a source covers inputs [i*L, i*L + L) of its stream; targets are one further. The last sample may be short: it is
+padded with weightless targets. So every token but a stream's first is a target exactly once an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from plait import spec
+from plait.data import order
+from plait.data.mixture import Mixture
+from plait.data.tokens import Split, TokenFile
+from plait.errors import RunFileError
+from plait.events import Ranges
+
+NO_TARGET = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """B sequences of L tokens, int64.
+
+    targets_BL: the next tokens, NO_TARGET where there is none. samples_B: numbers of the samples in the run, which
+    dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask.
+    """
+
+    tokens_BL: np.ndarray
+    targets_BL: np.ndarray
+    samples_B: np.ndarray
+    documents_BL: np.ndarray | None
+    step: int
+
+
+class Batches:
+    """The global batch, a pure function of (data fingerprint, seed, step). Steps count from 1."""
+
+    def __init__(self, split: Split, train: spec.Train, fingerprint: str) -> None:
+        key = order.key_of(fingerprint, train.seed)
+        self._split = split
+        self._reader = _Reader(split)
+        self._mixture = Mixture(split.weights, key)
+        self._keys = [order.key_of(key, source) for source in range(len(split.sources))]
+        self._stages = _stages(train, split.sequence)
+        self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
+        self.steps = self.steps_of(train.duration)
+
+    def steps_of(self, duration: spec.Duration) -> int:
+        """A duration in steps, rounded up; a sequence counts as `data.sequence` tokens."""
+        if duration.unit == "steps":
+            return int(duration.amount)
+        per_epoch = self._split.sequences if duration.unit == "epochs" else 1 / self._split.sequence
+        return self._steps_until(math.ceil(duration.amount * per_epoch))
+
+    def size(self, step: int) -> int:
+        """Sequences in the step's global batch."""
+        return self._stage(step).batch
+
+    def first(self, step: int) -> int:
+        """Samples of the run before this step."""
+        stage = self._stage(step)
+        return stage.first_sample + (step - stage.first_step) * stage.batch
+
+    def targets(self, step: int, ranges: Ranges | None = None) -> int:
+        """Target tokens of the global batch, or of some positions of it; no token is read."""
+        sources, samples = self._samples(step)
+        per_position = self._reader.targets(sources, samples)
+        asked = [[0, self.size(step)]] if ranges is None else ranges
+        return sum(int(per_position[first:end].sum()) for first, end in asked)
+
+    def read(self, step: int, first: int, end: int) -> MicroBatch:
+        """Positions [first, end) of the step's global batch."""
+        assert 0 <= first <= end <= self.size(step), (step, first, end)
+        sources, samples = self._samples(step)
+        numbers = np.arange(self.first(step) + first, self.first(step) + end, dtype=np.int64)
+        return self._reader.read(sources[first:end], samples[first:end], numbers, step)
+
+    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source and sample at each position of a step; the last step asked for is remembered."""
+        if self._drawn is None or self._drawn[0] != step:
+            positions = np.arange(self.first(step), self.first(step) + self.size(step), dtype=np.int64)
+            self._drawn = (step, *self._draw(positions))
+        return self._drawn[1], self._drawn[2]
+
+    def _draw(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        sources, draws = self._mixture.draw(positions)
+        samples = np.empty_like(draws)
+        for source, key in enumerate(self._keys):
+            mine = sources == source
+            epochs, places = np.divmod(draws[mine], self._reader.length(source))
+            samples[mine] = order.permute(places, self._reader.length(source), order.keys_of(key, epochs))
+        return sources, samples
+
+    def _stage(self, step: int) -> _Stage:
+        assert step >= 1, step
+        return next(stage for stage in reversed(self._stages) if stage.first_step <= step)
+
+    def _steps_until(self, samples: int) -> int:
+        """Steps that it takes to see so many samples."""
+        stage = next(stage for stage in reversed(self._stages) if stage.first_sample < samples or stage is self._stages[0])
+        return stage.first_step - 1 + -(-(samples - stage.first_sample) // stage.batch)
+
+
+class EvaluationBatches:
+    """A split in order, each sequence once; with a limit, so many of them spread evenly over it."""
+
+    def __init__(self, split: Split, limit: int | None = None) -> None:
+        self._reader = _Reader(split)
+        self._edges = np.cumsum([0] + [self._reader.length(source) for source in range(len(split.sources))])
+        self._sequences = split.sequences
+        self.size = min(limit or self._sequences, self._sequences)
+
+    def read(self, first: int, end: int) -> MicroBatch:
+        """Sequences [first, end) of `size`; their numbers are those in the split."""
+        numbers, sources, samples = self._samples(first, end)
+        return self._reader.read(sources, samples, numbers, step=0)
+
+    def targets(self, first: int, end: int) -> int:
+        _, sources, samples = self._samples(first, end)
+        return int(self._reader.targets(sources, samples).sum())
+
+    def _samples(self, first: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        assert 0 <= first <= end <= self.size, (first, end)
+        numbers = np.arange(first, end, dtype=np.int64) * self._sequences // self.size
+        sources = np.searchsorted(self._edges, numbers, side="right") - 1
+        return numbers, sources, numbers - self._edges[sources]
+
+
+class _Reader:
+    """Rows of tokens out of the sources' streams."""
+
+    def __init__(self, split: Split) -> None:
+        self._sequence = split.sequence
+        self._document_mask = split.document_mask
+        self._streams = [_Stream(file, split.sequence) for file in split.sources]
+        self._whole = np.array([stream.whole for stream in self._streams])
+        self._tails = np.array([stream.tail for stream in self._streams])
+
+    def length(self, source: int) -> int:
+        """Samples an epoch."""
+        return self._streams[source].length
+
+    def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        return np.where(samples_B < self._whole[sources_B], self._sequence, self._tails[sources_B])
+
+    def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
+        shape = (len(numbers_B), self._sequence)
+        tokens_BL = np.zeros(shape, dtype=np.int64)
+        targets_BL = np.full(shape, NO_TARGET, dtype=np.int64)
+        documents_BL = np.zeros(shape, dtype=np.int64) if self._document_mask else None
+        for source, stream in enumerate(self._streams):
+            rows = np.flatnonzero(sources_B == source)
+            stream.fill(rows, samples_B[rows], tokens_BL, targets_BL)
+            if documents_BL is not None:
+                stream.fill_documents(rows, samples_B[rows], documents_BL)
+        return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+
+
+class _Stream:
+    """One source's tokens, seen as rows: inputs, and the same shifted by one."""
+
+    def __init__(self, file: TokenFile, sequence: int) -> None:
+        self.whole, self.tail = divmod(len(file.tokens) - 1, sequence)
+        self.length = self.whole + (self.tail > 0)
+        covered = self.whole * sequence
+        self._sequence = sequence
+        self._starts = file.starts
+        self._inputs_NL = file.tokens[:covered].reshape(self.whole, sequence)
+        self._targets_NL = file.tokens[1 : covered + 1].reshape(self.whole, sequence)
+        self._last = file.tokens[covered:]
+
+    def fill(self, rows: np.ndarray, samples: np.ndarray, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
+        full = samples < self.whole
+        tokens_BL[rows[full]] = self._inputs_NL[samples[full]]
+        targets_BL[rows[full]] = self._targets_NL[samples[full]]
+        for row in rows[~full]:
+            tokens_BL[row, : self.tail] = self._last[:-1]
+            targets_BL[row, : self.tail] = self._last[1:]
+
+    def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
+        """A one where a document begins inside a row; summed along the row they number its documents."""
+        offsets = samples * self._sequence
+        low = np.searchsorted(self._starts, offsets, side="right")
+        counts = np.searchsorted(self._starts, offsets + self._sequence) - low
+        begins = np.repeat(low - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        documents_BL[np.repeat(rows, counts), self._starts[begins] - np.repeat(offsets, counts)] = 1
+        documents_BL[rows] = documents_BL[rows].cumsum(axis=1)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A batch size from a step on."""
+
+    first_step: int
+    first_sample: int
+    batch: int
+
+
+def _stages(train: spec.Train, sequence: int) -> list[_Stage]:
+    if isinstance(train.batch, int):
+        return [_Stage(1, 0, train.batch)]
+    stages: list[_Stage] = []
+    step, sample = 1, 0
+    for number, entry in enumerate(train.batch):
+        stages.append(_Stage(step, sample, entry.batch))
+        if entry.until is not None:
+            steps = _steps_in(entry.until, step, sample, entry.batch, sequence)
+            if steps < 1:
+                raise RunFileError(f'train.batch.{number}.until: "{entry.until}" is over before the stage begins, at step {step}')
+            step, sample = step + steps, sample + steps * entry.batch
+    return stages
+
+
+def _steps_in(until: spec.Duration, step: int, sample: int, batch: int, sequence: int) -> int:
+    """Steps of a stage that begins at `step` and `sample`; both kinds of `until` count from the run's beginning."""
+    if until.unit == "steps":
+        return int(until.amount) - step + 1
+    return -(-(math.ceil(until.amount / sequence) - sample) // batch)

@@ -1,0 +1,71 @@
+"""Byte-level BPE: trained here, or read from any tokenizer.json.
+
+Size = 256 bytes + `<|endoftext|>` + merges, learned by the `tokenizers` library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer as Engine
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from plait.data import tokenizer
+from plait.errors import DataError
+
+END_OF_TEXT = tokenizer.ENDS[0]
+
+
+class JsonTokenizer:
+    """A tokenizer.json, by the library that defined it."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._engine = Engine.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise DataError(f"data.tokenizer.file: {path}: is no tokenizer.json: {error}") from None
+        self._engine.encode_special_tokens = True  # a document that quotes a special token's name gets no special token
+        self._engine.no_truncation()
+        self._engine.no_padding()
+        self.vocabulary = max(self._engine.get_vocab().values()) + 1
+        self.end_of_text = _end_of_text(self._engine, path)
+        self.fingerprint = tokenizer.fingerprint(path)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._engine.decode([int(token) for token in ids], skip_special_tokens=False)
+
+
+def train(texts: Iterable[str], size: int) -> str:
+    """The tokenizer.json of a byte-level BPE with `size` entries.
+
+    Raises DataError when the texts do not hold that many: merges end where no pair of tokens comes twice.
+    """
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    engine.train_from_iterator(texts, trainer)
+    reached = engine.get_vocab_size()
+    if reached < size:
+        raise DataError(
+            f"data.tokenizer: train = {size} is more than the corpus can give: "
+            f"its training split yields {reached} entries; write train = {reached} or less, or add text"
+        )
+    return engine.to_str()
+
+
+def _end_of_text(engine: Engine, path: Path) -> int:
+    found = (engine.token_to_id(name) for name in tokenizer.ENDS)
+    token = next((token for token in found if token is not None), None)
+    if token is None:
+        raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for {', '.join(tokenizer.ENDS)}")
+    return token

@@ -1,0 +1,88 @@
+"""SentencePiece and tiktoken files, read by their own libraries, which are extras."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from plait.data import tokenizer
+from plait.errors import DataError
+
+# How GPT-4 cuts text into words (cl100k_base, openai_public.py of tiktoken).
+GPT4_PATTERN = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+
+
+class SentencePiece:
+    """A SentencePiece .model."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import sentencepiece
+        except ImportError:
+            raise DataError(f"data.tokenizer.file: {path}: needs sentencepiece: pip install 'plait[sentencepiece]'") from None
+        try:
+            self._engine = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
+            hint = "a tiktoken file must end in .tiktoken"
+            raise DataError(f"data.tokenizer.file: {path}: is no SentencePiece model ({hint}): {error}") from None
+        self.vocabulary: int = self._engine.vocab_size()
+        self.end_of_text = self._end_of_text(path)
+        self.fingerprint = tokenizer.fingerprint(path)
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(ids, dtype=np.uint32) for ids in self._engine.encode(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._engine.decode([int(token) for token in ids]))
+
+    def _end_of_text(self, path: Path) -> int:
+        pieces = [self._engine.piece_to_id(name) for name in tokenizer.ENDS]
+        known = [self._engine.eos_id(), *(token for token in pieces if token != self._engine.unk_id())]
+        token = next((token for token in known if token >= 0), None)
+        if token is None:
+            raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for its eos id and {', '.join(tokenizer.ENDS)}")
+        return int(token)
+
+
+class Tiktoken:
+    """A .tiktoken file of ranks. Such files hold no special tokens: `<|endoftext|>` takes the number after the last."""
+
+    def __init__(self, path: Path, pattern: str | None) -> None:
+        try:
+            import tiktoken
+        except ImportError:
+            raise DataError(f"data.tokenizer.file: {path}: needs tiktoken: pip install 'plait[tiktoken]'") from None
+        ranks = _ranks(path)
+        self.end_of_text = max(ranks.values()) + 1
+        self.vocabulary = self.end_of_text + 1
+        self.fingerprint = tokenizer.fingerprint(path, pattern)
+        special = {tokenizer.ENDS[0]: self.end_of_text}
+        try:
+            self._engine = tiktoken.Encoding(path.stem, pat_str=pattern or GPT4_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+        except ValueError as error:
+            raise DataError(f"data.tokenizer.pattern: {error}") from None
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(self._engine.encode_ordinary(text), dtype=np.uint32) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._engine.decode([int(token) for token in ids], errors="replace")
+
+
+def _ranks(path: Path) -> dict[bytes, int]:
+    """Lines of a token's bytes in base64 and its rank."""
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise DataError(f"data.tokenizer.file: {path}:{number}: is no line of a tiktoken file, base64 and a rank") from None
+    missing = 256 - sum(bytes([byte]) in ranks for byte in range(256))
+    if missing:
+        raise DataError(f"data.tokenizer.file: {path}: lacks {missing} of the 256 bytes; the file is cut short or of another kind")
+    return ranks

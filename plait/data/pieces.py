@@ -1,0 +1,148 @@
+"""Pieces: how a corpus is tokenised a chunk of documents at a time, so that a killed preparation loses one chunk.
+
+    documents --> chunks of about equal size --> a worker each --> 00000042.npz --> ... --> joined to token files
+
+A piece holds a chunk's tokens by split. Its name is the chunk's number, and chunks are cut the same way each time, so
+a restarted preparation knows by the names what is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from plait import spec
+from plait.data import durable, tokens
+from plait.data.tokenizer import Tokenizer
+
+SMALLEST, LARGEST, CHUNKS = 1 << 19, 1 << 24, 256
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Documents of one source that are tokenised together; `read` is how far the corpus was read for it, in bytes."""
+
+    number: int
+    source: int
+    texts: list[str]
+    read: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a piece holds."""
+
+    documents: int
+    tokens: int
+
+
+def chunks(documents: Iterable[tuple[int, str, int]], corpus_bytes: int) -> Iterator[Chunk]:
+    """Cut (source, text, bytes read) in chunks whose size hangs on the corpus alone, not on who prepares it."""
+    size = min(max(corpus_bytes // CHUNKS, SMALLEST), LARGEST)
+    number, held, texts, source, read = 0, 0, [], 0, 0
+    for at, text, read in documents:
+        if texts and (held >= size or at != source):
+            yield Chunk(number, source, texts, read)
+            number, held, texts = number + 1, 0, []
+        texts.append(text)
+        held += len(text)
+        source = at
+    if texts:
+        yield Chunk(number, source, texts, read)
+
+
+def split_of(text: str, splits: spec.Splits) -> str:
+    """The split of a document, told by its content alone: the same text is never in two splits."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    if place < splits.validation:
+        return "validation"
+    return "test" if place < splits.validation + splits.test else "train"
+
+
+def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, splits: spec.Splits) -> Done:
+    """Tokenise a chunk into its piece. Raises OSError."""
+    dtype = token_dtype(tokenizer.vocabulary)
+    end = np.array([tokenizer.end_of_text], dtype=dtype)
+    encoded = tokenizer.encode(chunk.texts)
+    homes = [split_of(text, splits) for text in chunk.texts]
+    arrays: dict[str, Any] = {"about": np.array([len(chunk.texts), sum(map(len, encoded)) + len(encoded)])}
+    for split in tokens.SPLITS:
+        mine = [index for index, home in enumerate(homes) if home == split]
+        arrays[split] = np.concatenate([end[:0], *(part for index in mine for part in (end, encoded[index].astype(dtype)))])
+        arrays[f"{split}_lengths"] = np.array([len(encoded[index]) + 1 for index in mine], dtype=np.int64)
+        arrays[f"{split}_bytes"] = np.array(sum(len(chunk.texts[index].encode()) for index in mine))
+    with durable.writing(path_of(folder, chunk.number)) as file:
+        np.savez(file, **arrays)
+    return Done(*map(int, arrays["about"]))
+
+
+def done(folder: Path, number: int) -> Done | None:
+    """What a chunk's piece holds, when it stands."""
+    path = path_of(folder, number)
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as piece:
+        return Done(*map(int, piece["about"]))
+
+
+def path_of(folder: Path, number: int) -> Path:
+    return folder / f"{number:08}.npz"
+
+
+def token_dtype(vocabulary: int) -> np.dtype:
+    return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
+
+
+def join(folder: Path, numbers: list[int], split: str, index: int, target: Path, vocabulary: int) -> tuple[tokens.Part, dict[str, Any]]:
+    """Pieces of one source joined to its token file of a split, with starts and counts; returns what the manifest says of them."""
+    lengths = np.concatenate([np.zeros(0, np.int64), *_each(folder, numbers, f"{split}_lengths")])
+    total, text_bytes = int(lengths.sum()), int(sum(_each(folder, numbers, f"{split}_bytes")))
+    counts = np.zeros(vocabulary, dtype=np.int64)
+    names = [name(split, index) for name in (tokens.tokens_name, tokens.starts_name, tokens.counts_name)]
+    with durable.writing(target / names[0]) as file:
+        written = _Hashed(file, token_dtype(vocabulary), total)
+        for part in _each(folder, numbers, split):
+            counts += np.bincount(part, minlength=vocabulary)
+            written.append(part)
+    stored = {names[0]: written.stored()}
+    for name, array in ((names[1], np.cumsum(lengths) - lengths), (names[2], counts)):
+        with durable.writing(target / name) as file:
+            written = _Hashed(file, np.dtype("<i8"), len(array))
+            written.append(array)
+        stored[name] = written.stored()
+    return tokens.Part(tokens=total, documents=len(lengths), text_bytes=text_bytes), stored
+
+
+def _each(folder: Path, numbers: list[int], name: str) -> Iterator[np.ndarray]:
+    for number in numbers:
+        with np.load(path_of(folder, number), allow_pickle=False) as piece:
+            yield piece[name]
+
+
+class _Hashed:
+    """A .npy file written in parts, with its checksum and size told at the end."""
+
+    def __init__(self, file: BinaryIO, dtype: np.dtype, length: int) -> None:
+        self._file = file
+        self._dtype = dtype
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        start = io.BytesIO()
+        np.lib.format.write_array_header_1_0(start, header)
+        self._sha256 = hashlib.sha256(start.getvalue())
+        self._bytes = file.write(start.getvalue())
+
+    def append(self, part: np.ndarray) -> None:
+        content = np.ascontiguousarray(part, dtype=self._dtype).data
+        self._file.write(content)
+        self._sha256.update(content)
+        self._bytes += content.nbytes
+
+    def stored(self) -> tokens.StoredFile:
+        return tokens.StoredFile(bytes=self._bytes, sha256=self._sha256.hexdigest())

@@ -1,0 +1,99 @@
+"""Tokenizers: text to token numbers and back, whatever file they come from.
+
+`load` reads a tokenizer.json, a SentencePiece .model or a .tiktoken file; `TextStream` turns tokens that come one by
+one into text. What is trained here is in `bpe.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from plait.errors import DataError
+
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+
+
+class Tokenizer(Protocol):
+    """Text to token numbers and back.
+
+    vocabulary: one more than the largest number. end_of_text: the number that stands before each document.
+    fingerprint: of what it does, equal wherever the same file was read.
+    """
+
+    vocabulary: int
+    end_of_text: int
+    fingerprint: str
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """The token numbers of each text, uint32, with nothing added; a special token's name is text like any other."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token numbers, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
+        ...
+
+
+def load(path: Path, pattern: str | None = None) -> Tokenizer:
+    """The tokenizer of a file; `pattern` is how a .tiktoken file cuts text into words.
+
+    Raises DataError: missing or broken file, unknown kind, no end of text in it, an extra that is not installed.
+    """
+    from plait.data import bpe, foreign
+
+    if not path.is_file():
+        raise DataError(f"data.tokenizer.file: {path}: there is no such file")
+    if path.suffix == ".json":
+        return bpe.JsonTokenizer(path)
+    if path.suffix == ".model":
+        return foreign.SentencePiece(path)
+    if path.suffix == ".tiktoken":
+        return foreign.Tiktoken(path, pattern)
+    raise DataError(f"data.tokenizer.file: {path}: must be a tokenizer.json, a SentencePiece .model or a .tiktoken file")
+
+
+def fingerprint(path: Path, pattern: str | None = None) -> str:
+    """Of a tokenizer's file, without loading it. Raises DataError when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes() + (pattern or "").encode()).hexdigest()
+    except OSError as error:
+        raise DataError(f"data.tokenizer.file: {path}: cannot be read: {error.strerror}") from None
+
+
+class TextStream:
+    """Text from tokens that come one by one, never half a character.
+
+    A token may hold a part of a character's bytes, and what it adds may depend on the token before it (a word's leading
+    space). So the text that a token adds is told by decoding it together with those that were shown last:
+
+        shown last | not shown yet
+        -----------+--------------   decode(both)[len(decode(shown last)):], kept back while it ends in U+FFFD
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._shown: list[int] = []
+        self._waiting: list[int] = []
+
+    def push(self, token: int) -> str:
+        """The text that is now certain."""
+        self._waiting.append(token)
+        added = self._added()
+        if not added or added.endswith("\ufffd"):
+            return ""
+        self._shown, self._waiting = self._waiting, []
+        return added
+
+    def flush(self) -> str:
+        """What was kept back: the end of the text, broken characters as U+FFFD."""
+        added = self._added()
+        self._shown, self._waiting = [], []
+        return added
+
+    def _added(self) -> str:
+        before = self._tokenizer.decode(self._shown) if self._shown else ""
+        return self._tokenizer.decode([*self._shown, *self._waiting])[len(before) :]

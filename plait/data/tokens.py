@@ -1,0 +1,241 @@
+"""Token files: what preparing leaves on the disk, and how it is read.
+
+    <data.prepared>/<request>/
+        manifest.json              what is here: sizes, checksums, counts; a folder without it does not count
+        tokenizer.json             or .model, .tiktoken: the tokenizer as it was used
+        train-0.npy                tokens of source 0: end_of_text, a document, end_of_text, a document, ...
+        train-0.starts.npy         where each document begins, int64
+        train-0.counts.npy         how often each token comes, int64
+        validation-0.npy ...
+
+Tokens are memory-mapped: opening costs nothing, whatever the size. Torch is not needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pydantic
+
+from plait import spec
+from plait.data import tokenizer
+from plait.errors import DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+
+
+class Part(pydantic.BaseModel):
+    """One source's share of one split."""
+
+    tokens: int
+    documents: int
+    text_bytes: int
+
+
+class StoredFile(pydantic.BaseModel):
+    bytes: int
+    sha256: str
+
+
+class StoredTokenizer(pydantic.BaseModel):
+    file: str
+    pattern: str | None
+    fingerprint: str
+
+
+class Manifest(pydantic.BaseModel):
+    """What a prepared folder says of itself."""
+
+    format: Literal[1]
+    request: str
+    vocabulary: int
+    end_of_text: int
+    tokenizer: StoredTokenizer
+    splits: dict[str, list[Part]]
+    files: dict[str, StoredFile]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of content: equal where tokenizer and token files are equal byte by byte."""
+        content = {name: file.sha256 for name, file in sorted(self.files.items())}
+        return hashlib.sha256(json.dumps([self.format, content]).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One source's tokens in one split."""
+
+    path: Path
+    tokens: np.ndarray  # uint16 or uint32, memory-mapped
+    starts: np.ndarray  # int64: where each document begins
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split cut into sequences; the last one of a source may be short."""
+
+    name: str
+    sources: list[TokenFile]
+    weights: list[float]
+    sequence: int
+    document_mask: bool
+
+    @property
+    def sequences(self) -> int:
+        """Sequences an epoch."""
+        return sum(-(-(len(source.tokens) - 1) // self.sequence) for source in self.sources)
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(source.tokens) for source in self.sources)
+
+
+class Prepared:
+    """A corpus ready for training: a folder with a manifest."""
+
+    def __init__(self, folder: Path, manifest: Manifest, data: spec.Data | None = None) -> None:
+        self.folder = folder
+        self.fingerprint = manifest.fingerprint
+        self.vocabulary = manifest.vocabulary
+        self._manifest = manifest
+        self._data = data
+
+    @classmethod
+    def open(cls, folder: Path, data: spec.Data | None = None) -> Prepared:
+        """Open what was prepared; `data` gives what is not in the files (weights, document_mask), and `split` needs it.
+
+        Raises DataError: no manifest, or a file whose size is not what the manifest says.
+        """
+        manifest = _read_manifest(folder)
+        for name, file in manifest.files.items():
+            _check_size(folder, name, file)
+        return cls(folder, manifest, data)
+
+    def verify(self) -> None:
+        """Read every file whole. Raises DataError naming the one whose checksum is not the manifest's."""
+        for name, file in self._manifest.files.items():
+            _check_size(self.folder, name, file)
+            with (self.folder / name).open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                    raise _corrupt(self.folder, name, "its checksum is not the manifest's")
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.folder / self._manifest.tokenizer.file
+
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        return tokenizer.load(self.tokenizer_file, self._manifest.tokenizer.pattern)
+
+    def split(self, name: str, sequence: int) -> Split:
+        """The "train", "validation" or "test" split in sequences of so many tokens.
+
+        Raises DataError: no document in it, or a corpus shorter than one sequence.
+        """
+        if self._data is None:
+            raise ValueError("the weights of sources stand in the run file: Prepared.open(folder, run.data).split(...)")
+        self._check_split(name, sequence)
+        weights = dict(enumerate(weights_of(self._data)))
+        filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
+        files = [self._token_file(name, index) for index in filled]
+        return Split(name, files, [weights[index] for index in filled], sequence, self._data.document_mask)
+
+    def tokens(self, split: str) -> int:
+        return sum(part.tokens for part in self._manifest.splits[split])
+
+    def documents(self, split: str) -> int:
+        return sum(part.documents for part in self._manifest.splits[split])
+
+    def bytes_per_token(self) -> float:
+        """Bytes of text that one token stands for, over all splits: what the tokenizer compresses."""
+        parts = [part for split in self._manifest.splits.values() for part in split]
+        return sum(part.text_bytes for part in parts) / sum(part.tokens for part in parts)
+
+    def unigram_entropy(self, split: str = "train") -> float:
+        """Nats per token of `split` when each token is told by its frequency in the training split alone.
+
+        What a model must beat to have learned anything of order. A token that training never saw counts as seen once.
+        """
+        seen = self._counts("train")
+        if split != "train":
+            seen = np.maximum(seen, 1)
+        counts = self._counts(split)
+        present = counts > 0
+        log_shares = np.log(seen[present] / seen.sum())
+        return float(-(counts[present] * log_shares).sum() / counts.sum())
+
+    def _counts(self, split: str) -> np.ndarray:
+        parts = range(len(self._manifest.splits[split]))
+        total: np.ndarray = sum((_load(self.folder / counts_name(split, index)) for index in parts), np.zeros(self.vocabulary, np.int64))
+        return total
+
+    def _check_split(self, name: str, sequence: int) -> None:
+        if name not in SPLITS:
+            raise DataError(f"there is no split {name!r}; the splits are {', '.join(SPLITS)}")
+        if not self.documents(name):
+            whole = sum(self.documents(split) for split in SPLITS)
+            raise DataError(
+                f"the {name} split is empty: the corpus has {whole} document{'s' * (whole != 1)}, and splits are told by a hash of each "
+                f"one's content; cut it into more documents (data.separator) or give the split a larger share (data.split.{name})"
+            )
+        if name == "train" and self.tokens(name) <= sequence:
+            raise DataError(
+                f"the corpus is shorter than one sequence: {self.tokens(name)} tokens to train on, and data.sequence = {sequence} "
+                f"needs {sequence + 1}; add text or lower data.sequence"
+            )
+
+    def _token_file(self, split: str, index: int) -> TokenFile:
+        path = self.folder / tokens_name(split, index)
+        return TokenFile(path, _load(path), _load(self.folder / starts_name(split, index)))
+
+
+def weights_of(data: spec.Data) -> list[float]:
+    """The weight of each source, in the order of `sources.resolve`: plain paths together first, then each table."""
+    plain = [1.0] if any(isinstance(entry, str) for entry in data.corpus) else []
+    return plain + [entry.weight for entry in data.corpus if isinstance(entry, spec.Source)]
+
+
+def tokens_name(split: str, index: int) -> str:
+    return f"{split}-{index}.npy"
+
+
+def starts_name(split: str, index: int) -> str:
+    return f"{split}-{index}.starts.npy"
+
+
+def counts_name(split: str, index: int) -> str:
+    return f"{split}-{index}.counts.npy"
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{folder}: holds no prepared data ({MANIFEST} is missing); run plait data prepare") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except pydantic.ValidationError:
+        raise _corrupt(folder, MANIFEST, f"it is no manifest of format {FORMAT}") from None
+
+
+def _check_size(folder: Path, name: str, file: StoredFile) -> None:
+    path = folder / name
+    size = path.stat().st_size if path.is_file() else None
+    if size != file.bytes:
+        raise _corrupt(folder, name, "it is missing" if size is None else f"it has {size} bytes, the manifest says {file.bytes}")
+
+
+def _corrupt(folder: Path, name: str, why: str) -> DataError:
+    return DataError(f"{folder / name}: is corrupt: {why}; remove {folder} and it is prepared anew")
+
+
+def _load(path: Path) -> np.ndarray:
+    array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array

@@ -1,0 +1,202 @@
+"""The processes that train a tokenizer and tokenise, and how they are asked.
+
+    parent                                   python -m plait.data.worker (one a core)
+      Workers.train(texts)     -- stdin -->  bpe.train                        all cores, in one worker
+      Workers.write(chunk)     -- stdin -->  pieces.write                     one core each
+                              <-- stdout --  {"documents": .., "tokens": ..}  or {"error": ..}
+
+Plain subprocesses and frames of bytes, not multiprocessing: a user's script is never imported a second time, so it needs
+no `if __name__ == "__main__"`; and the threads of the tokenizers library stay out of the parent, which may fork later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from plait import spec
+from plait.data import bpe, pieces, tokenizer
+from plait.errors import DataError, WorkerFailed
+
+_LENGTH = struct.Struct("<Q")
+_PACKAGE = Path(__file__).parents[2]
+
+
+class Workers:
+    """Some processes, each busy with one chunk at a time."""
+
+    def __init__(self, count: int) -> None:
+        self._processes = [_start() for _ in range(count)]
+        self._free: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+        for process in self._processes:
+            self._free.put(process)
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix="plait-prepare")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in self._processes:
+            process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in self._processes:
+            process.communicate()
+
+    def train(self, texts: Iterable[list[str]], size: int) -> str:
+        """The tokenizer.json of a byte-level BPE. Raises DataError: the corpus cannot give that many entries."""
+        process = self._free.get()
+        try:
+            _send(process, {"do": "train", "size": size})
+            for some in texts:
+                _send_texts(process, some)
+            _send_texts(process, [])
+            return str(_answer(process)["json"])
+        finally:
+            self._free.put(process)
+
+    def write(self, folder: Path, chunk: pieces.Chunk, stored: Path, pattern: str | None, splits: spec.Splits) -> Future[pieces.Done]:
+        """Tokenise a chunk to its piece; the future raises OSError or WorkerFailed."""
+        request = {
+            "do": "write",
+            "folder": str(folder),
+            "number": chunk.number,
+            "source": chunk.source,
+            "read": chunk.read,
+            "tokenizer": str(stored),
+            "pattern": pattern,
+            "splits": splits.model_dump(),
+        }
+        return self._threads.submit(self._write, request, chunk.texts)
+
+    def _write(self, request: dict[str, Any], texts: list[str]) -> pieces.Done:
+        process = self._free.get()
+        try:
+            _send(process, request)
+            _send_texts(process, texts)
+            return pieces.Done(**_answer(process))
+        finally:
+            self._free.put(process)
+
+
+def main() -> None:
+    """A worker's life: a request, its texts, an answer, until the parent closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    while (frame := _receive(requests)) is not None:
+        request = json.loads(frame)
+        try:
+            answer = _train(request, requests) if request["do"] == "train" else _tokenise(request, _texts(requests))
+        except DataError as error:
+            answer = {"error": str(error), "errno": None}
+        except OSError as error:
+            answer = {"error": error.strerror or str(error), "errno": error.errno}
+        _frame(answers, json.dumps(answer).encode())
+
+
+def _train(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    texts = (text for some in iter(lambda: _texts(requests), []) for text in some)
+    return {"json": bpe.train(texts, request["size"])}
+
+
+def _tokenise(request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    chunk = pieces.Chunk(request["number"], request["source"], texts, request["read"])
+    engine = _loaded(request["tokenizer"], request["pattern"])
+    done = pieces.write(Path(request["folder"]), chunk, engine, spec.Splits(**request["splits"]))
+    return {"documents": done.documents, "tokens": done.tokens}
+
+
+_engines: dict[tuple[str, str | None], tokenizer.Tokenizer] = {}
+
+
+def _loaded(path: str, pattern: str | None) -> tokenizer.Tokenizer:
+    if (path, pattern) not in _engines:
+        _engines[path, pattern] = tokenizer.load(Path(path), pattern)
+    return _engines[path, pattern]
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """A worker that finds this very package, and nothing that merely lies in the current folder."""
+    paths = [str(_PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-P", "-m", "plait.data.worker"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+
+
+def _send(process: subprocess.Popen[bytes], request: dict[str, Any]) -> None:
+    assert process.stdin is not None
+    try:
+        _frame(process.stdin, json.dumps(request).encode())
+    except BrokenPipeError:
+        raise _died(process) from None
+
+
+def _send_texts(process: subprocess.Popen[bytes], texts: list[str]) -> None:
+    assert process.stdin is not None
+    encoded = [text.encode() for text in texts]
+    try:
+        _frame(process.stdin, struct.pack(f"<{len(encoded)}Q", *map(len, encoded)))
+        _frame(process.stdin, b"".join(encoded))
+    except BrokenPipeError:
+        raise _died(process) from None
+
+
+def _answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    assert process.stdout is not None
+    frame = _receive(process.stdout)
+    if frame is None:
+        raise _died(process)
+    answer: dict[str, Any] = json.loads(frame)
+    if "error" not in answer:
+        return answer
+    if answer["errno"] is None:
+        raise DataError(answer["error"])
+    raise OSError(answer["errno"], answer["error"])
+
+
+def _died(process: subprocess.Popen[bytes]) -> WorkerFailed:
+    code = process.wait()
+    why = f"was killed by signal {-code}; is memory short?" if code < 0 else f"ended with code {code}; its error is above"
+    return WorkerFailed(f"a process that prepares data (pid {process.pid}) {why} What it had finished is kept: run again to go on.")
+
+
+def _frame(stream: Any, content: bytes) -> None:
+    stream.write(_LENGTH.pack(len(content)))
+    stream.write(content)
+    stream.flush()
+
+
+def _receive(stream: Any) -> bytes | None:
+    length = stream.read(_LENGTH.size)
+    if len(length) < _LENGTH.size:
+        return None
+    content: bytes = stream.read(_LENGTH.unpack(length)[0])
+    return content
+
+
+def _texts(stream: BinaryIO) -> list[str]:
+    return list(_cut(stream))
+
+
+def _cut(stream: BinaryIO) -> Iterator[str]:
+    lengths = _receive(stream) or b""
+    content = _receive(stream) or b""
+    start = 0
+    for (length,) in _LENGTH.iter_unpack(lengths):
+        yield content[start : start + length].decode()
+        start += length
+
+
+if __name__ == "__main__":
+    main()
