@@ -145,8 +145,7 @@ class Finished(Event):
 
 
 _KNOWN: dict[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (Started, Resumed, Step, Evaluated, Saved, SaveFailed, RolledBack, Joined, Lost, Stopped, Finished)
+    kind.__name__: kind for kind in (Started, Resumed, Step, Evaluated, Saved, SaveFailed, RolledBack, Joined, Lost, Stopped, Finished)
 }
 _VOIDING: dict[type[Event], str] = {Resumed: "from_step", RolledBack: "to_step"}
 

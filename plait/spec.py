@@ -133,14 +133,16 @@ class Source(Section):
 class Tokenizer(Section):
     """Either trained here or read from a file."""
 
-    train: Annotated[int, Field(ge=257)] | None = Field(None, description="entries of a byte-level BPE: 256 bytes, one special token, merges")
+    train: Annotated[int, Field(ge=257)] | None = Field(
+        None, description="entries of a byte-level BPE: 256 bytes, one special token, merges"
+    )
     file: str | None = Field(None, description="tokenizer.json, a SentencePiece .model or a .tiktoken file")
     pattern: str | None = Field(None, description="how a .tiktoken file cuts text into words; GPT-4's when left out")
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.train is None) == (self.file is None):
-            raise ValueError("write { train = 2048 }, a byte-level BPE of that size, or { file = \"tokenizer.json\" }")
+            raise ValueError('write { train = 2048 }, a byte-level BPE of that size, or { file = "tokenizer.json" }')
         return self
 
 
@@ -285,7 +287,9 @@ class Sync(Section):
 
 class Balance(Section):
     policy: Literal["static", "dynamic", "auto"] = "static"
-    capacity: list[Annotated[float, Field(ge=0)]] | None = Field(None, description="each replica's share, relative to the others'; zero included")
+    capacity: list[Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="each replica's share, relative to the others'; zero included"
+    )
 
     @model_validator(mode="after")
     def _built(self) -> Self:
@@ -498,7 +502,9 @@ def _explain(origin: str, detail: Any) -> str:
     if detail["type"] == "missing":
         return f"{origin}: {where}: is missing"
     message = detail["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(detail["input"], dict) or detail["type"] == "value_error" else f", not {json.dumps(detail['input'], default=str)}"
+    given = (
+        "" if isinstance(detail["input"], dict) or detail["type"] == "value_error" else f", not {json.dumps(detail['input'], default=str)}"
+    )
     return f"{origin}: {where}: {message[0].lower() + message[1:]}{given}"
 
 

@@ -9,7 +9,29 @@ from typing import Any
 from plait import events, spec
 from plait.ledger import journal
 
-WORDS = "the a cat dog bird sat ran flew on under over mat tree house and then again slowly quickly away home".split()
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "bird",
+    "sat",
+    "ran",
+    "flew",
+    "on",
+    "under",
+    "over",
+    "mat",
+    "tree",
+    "house",
+    "and",
+    "then",
+    "again",
+    "slowly",
+    "quickly",
+    "away",
+    "home",
+]
 
 
 def write_corpus(folder: Path, documents: int = 60, seed: int = 0) -> Path:

@@ -180,7 +180,9 @@ def test_a_wrong_corpus(plait: Plait, run_file: Path, tmp_path: Path, name: str,
     if content is not None:
         (tmp_path / name).write_bytes(content)
     corpus = f'data.corpus=["{tmp_path / name}"]'
-    answer = plait("train", run_file, corpus, f"data.prepared={tmp_path / 'prepared'}", "data.tokenizer.train=257", "--out", tmp_path / "out")
+    answer = plait(
+        "train", run_file, corpus, f"data.prepared={tmp_path / 'prepared'}", "data.tokenizer.train=257", "--out", tmp_path / "out"
+    )
     refused(answer, *words)
 
 

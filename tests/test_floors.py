@@ -51,7 +51,7 @@ def imports(path: Path) -> set[str]:
 
 def without_type_checking(tree: ast.Module) -> ast.Module:
     class Strip(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST:  # noqa: N802
+        def visit_If(self, node: ast.If) -> ast.AST:
             return ast.Pass() if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" else node
 
     return Strip().visit(tree)

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 
 from plait import __version__
-from plait.errors import UserError
 from plait.cluster import environment
+from plait.errors import UserError
 
 State = Literal["ok", "limited", "missing"]
 _EXTRAS = {

@@ -76,7 +76,9 @@ def _numbers(launcher: str, variables: Mapping[str, str]) -> tuple[int, int, int
     except ValueError as error:
         raise UserError(f"the environment that {launcher} made holds no number where one is due: {error}") from None
     if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-        raise UserError(f"{rank_key} = {rank}, {size_key} = {size}, {local_rank_key} = {local_rank}, {local_size_key} = {local_size} do not agree")
+        raise UserError(
+            f"{rank_key} = {rank}, {size_key} = {size}, {local_rank_key} = {local_rank}, {local_size_key} = {local_size} do not agree"
+        )
     return rank, size, local_rank, local_size
 
 

@@ -1,10 +1,10 @@
 """Launching on this host: this process keeps the ledger, and a nursery forks the workers.
 
-    plait train ── ledger, journal, listeners
-        └── nursery (torch imported)
-              ├── replica 0
-              ├── replica 1
-              └── parameter server, where the strategy has one
+plait train ── ledger, journal, listeners
+    └── nursery (torch imported)
+          ├── replica 0
+          ├── replica 1
+          └── parameter server, where the strategy has one
 """
 
 from __future__ import annotations

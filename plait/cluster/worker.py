@@ -149,4 +149,3 @@ def _open_store(address: str, members: int) -> Store:
 def _stop_hard() -> None:
     print("interrupted twice: stopping at once", file=sys.stderr)
     os.kill(os.getpid(), signal.SIGKILL)
-

@@ -1,12 +1,12 @@
 """What members and the ledger say to each other: plain values, no code, JSON on the wire.
 
-    member                                    ledger
-      Join        ───────────────────────────►
-                  ◄───────────────────────────  Lease        the first work, once all are here
-      Vote        ───────────────────────────►
-                  ◄───────────────────────────  Verdict      for all members of the unit; carries the next work
-      Measured, Kept, Unkept, Asked, Failed, Left ─►         facts, unanswered
-                  ◄───────────────────────────  Closed       at any time: stop now
+member                                    ledger
+  Join        ───────────────────────────►
+              ◄───────────────────────────  Lease        the first work, once all are here
+  Vote        ───────────────────────────►
+              ◄───────────────────────────  Verdict      for all members of the unit; carries the next work
+  Measured, Kept, Unkept, Asked, Failed, Left ─►         facts, unanswered
+              ◄───────────────────────────  Closed       at any time: stop now
 """
 
 from __future__ import annotations

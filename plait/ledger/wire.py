@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable
+
 import zmq
 
 from plait.errors import PlaitError

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup, Work as Collective
+from torch.distributed import ProcessGroup
+from torch.distributed import Work as Collective
 
 from plait.ledger.messages import Verdict, Work
 from plait.replica.replica import Replica

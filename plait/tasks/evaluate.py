@@ -62,6 +62,7 @@ def _data_of(folder: Path, trained: Trained) -> Prepared:
     prepared = find(trained.run.data)
     if prepared is None or prepared.fingerprint != read_about(folder)["identity"]["data.fingerprint"]:
         raise CheckpointError(
-            f"{folder}: its prepared data is not in {trained.run.data.prepared}; run plait data prepare {folder / 'run.toml'} where the corpus is"
+            f"{folder}: its prepared data is not in {trained.run.data.prepared}; "
+            f"run plait data prepare {folder / 'run.toml'} where the corpus is"
         )
     return prepared

@@ -40,7 +40,9 @@ def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
     kept = read_about(folder)["identity"]
     tokenizer = tokenizers.load(_tokenizer_file(folder), run.data.tokenizer.pattern)
     if tokenizer.fingerprint != kept["data.tokenizer_fingerprint"]:
-        raise CheckpointError(f"{_tokenizer_file(folder)}: is not the tokenizer that this model was trained with; restore it from {run.data.prepared}")
+        raise CheckpointError(
+            f"{_tokenizer_file(folder)}: is not the tokenizer that this model was trained with; restore it from {run.data.prepared}"
+        )
     found = manifest.candidates(folder / "checkpoints")
     if not found:
         raise CheckpointError(f"{folder}: has no complete checkpoint yet; let plait train save one")

@@ -91,10 +91,12 @@ def resume(replica: Replica, checkpoint: Path) -> None:
 
 
 def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int) -> Sums:
-    """Sums over the sequences of `ranges`."""
+    """Sums over the sequences of `ranges`. Your own model is told by train(False) that it is not learning."""
+    compute.module.eval()
     parts = [
         compute.measure(batches.read(start, min(start + micro_batch, end)))
         for first, end in ranges
         for start in range(first, end, micro_batch)
     ]
+    compute.module.train()
     return Sums(sum(part.loss for part in parts), sum(part.correct for part in parts), sum(part.targets for part in parts))

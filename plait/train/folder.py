@@ -1,11 +1,11 @@
 """A run's folder: what is in it, and whether a run may go on there.
 
-    OUT/run.toml         the resolved run file
-    OUT/about.json       what the curve depends on besides: data fingerprint, vocabulary; and who wrote it
-    OUT/events.jsonl     the journal
-    OUT/tokenizer.*      the tokenizer, so that the folder is a usable model
-    OUT/checkpoints/     step-N/, complete when its manifest stands
-    OUT/lock             held while a run lives
+OUT/run.toml         the resolved run file
+OUT/about.json       what the curve depends on besides: data fingerprint, vocabulary; and who wrote it
+OUT/events.jsonl     the journal
+OUT/tokenizer.*      the tokenizer, so that the folder is a usable model
+OUT/checkpoints/     step-N/, complete when its manifest stands
+OUT/lock             held while a run lives
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,7 @@ def run_file(run: spec.Run, tmp_path: Path) -> Path:
 
 
 def start(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_torchrun_draws_the_same_curve(run: spec.Run, run_file: Path, tmp_path: Path, nursery: Nursery) -> None:
@@ -58,6 +57,7 @@ def test_torchrun_with_another_number_of_processes_is_refused_by_all(run_file: P
 
 def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: Path, tmp_path: Path) -> None:
     """Open MPI's variables without Open MPI, so that this runs everywhere; the real one is below."""
+    job = uuid.uuid4().hex
     processes = [
         start(
             [sys.executable, "-m", "plait", "train", str(run_file), "--out", str(tmp_path / "out")],
@@ -66,7 +66,7 @@ def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: P
                 "OMPI_COMM_WORLD_SIZE": "2",
                 "OMPI_COMM_WORLD_LOCAL_RANK": str(rank),
                 "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
-                "PMIX_NAMESPACE": tmp_path.name,
+                "PMIX_NAMESPACE": job,
             },
         )
         for rank in range(2)

@@ -207,7 +207,9 @@ def test_every_sample_of_a_step_is_shared_out_once(replicas: int, size: int, dat
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.data())
-def test_pieces_commit_in_any_order_each_once_across_a_restart(replicas: int, steps: int, size: int, piece: int, data: st.DataObject) -> None:
+def test_pieces_commit_in_any_order_each_once_across_a_restart(
+    replicas: int, steps: int, size: int, piece: int, data: st.DataObject
+) -> None:
     """Workers finish in any order; the run is stopped somewhere and goes on from its position in a new ledger."""
     run = plan(replicas, steps=steps, size=size, piece=piece)
     house = House(run)

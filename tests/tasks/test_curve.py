@@ -79,9 +79,7 @@ def test_gpt2_with_masked_documents_and_growing_batches_draws_one_curve(curve: T
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_other_optimizers_draw_one_curve(curve: Train, optimizer: str) -> None:
-    assert_one_curve(
-        curve("alone", train__optimizer__name=optimizer), curve("two", layout__replicas=2, train__optimizer__name=optimizer)
-    )
+    assert_one_curve(curve("alone", train__optimizer__name=optimizer), curve("two", layout__replicas=2, train__optimizer__name=optimizer))
 
 
 def test_a_wrong_divisor_is_seen(curve: Train) -> None:
