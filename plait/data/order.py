@@ -76,6 +76,7 @@ def _scramble(index: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
 def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
     """splitmix64's finaliser (Steele, Lea and Flood 2014): every bit of the result hangs on every bit of x."""
     x = np.asarray(x)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    with np.errstate(over="ignore"):  # a single number warns where an array wraps silently
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
