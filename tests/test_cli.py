@@ -155,7 +155,7 @@ def test_schema_accepts_what_the_run_file_accepts(plait: Plait) -> None:
         ("watch.wandb=x", ["wandb"]),
         ("nonsense", ["section.key=value"]),
         ("data.sequence=100000", ["shorter than one sequence", "data.sequence"]),
-        ("data.tokenizer.train=60000", ["data.tokenizer.train"]),
+        ("data.tokenizer.train=60000", ["data.tokenizer", "train = 60000 is more than the corpus can give"]),
     ],
 )
 def test_a_wrong_setting(plait: Plait, run_file: Path, tmp_path: Path, override: str, words: list[str]) -> None:

@@ -72,8 +72,8 @@ def train(
         started = Start(run, folder, prepared)
         if started.done:
             return started.result()
-        nursery = nursery or stack.enter_context(Nursery())
         told = stack.enter_context(started.listeners(listeners))
+        nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(told)
         local.launch(started.site, ledger, nursery)
         return started.conclude(ledger)
