@@ -31,6 +31,7 @@ from plait.sync.group import local_store, make_group, network_store
 from plait.sync.server import Server, ServerSync
 from plait.sync.strategy import PeerLost, Rate, Sync
 from plait.train.duties import Duties, resume
+from plait.train.folder import read_about
 from plait.train.loop import Loader, train
 
 
@@ -108,8 +109,14 @@ class Worker:
         run, member = self._run, self._config.member
         serving = self._config.server is not None
         saves = member == SERVER if serving else member == (0, 0)
-        about = {"version": __version__, "run": run.resolved(), "fingerprint": self._prepared.fingerprint}
-        folder = Path(self._config.folder) / "checkpoints"
+        out = Path(self._config.folder)
+        about = {
+            "version": __version__,
+            "revision": read_about(out)["revision"],
+            "run": run.resolved(),
+            "fingerprint": self._prepared.fingerprint,
+        }
+        folder = out / "checkpoints"
         return Duties(self._replica, self._ledger, folder, run.checkpoint.keep, about, self._validation(), self._micro_batch, saves)
 
     def _validation(self) -> EvaluationBatches | None:

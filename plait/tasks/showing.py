@@ -96,6 +96,7 @@ def stream(trained: Trained, prompts: list[str], sampling: Sampling) -> None:
 def findings_table(findings: list[Finding]) -> None:
     """The doctor's table: what works, what works with limits, what does not."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     marks = {"ok": "[green]ok[/]", "limited": "[yellow]limited[/]", "missing": "[red]missing[/]"}
@@ -103,5 +104,5 @@ def findings_table(findings: list[Finding]) -> None:
     for title in ("", "what", "found", "meaning"):
         table.add_column(title, overflow="fold")
     for finding in findings:
-        table.add_row(marks[finding.state], finding.topic, finding.found, finding.meaning)
+        table.add_row(marks[finding.state], *map(escape, (finding.topic, finding.found, finding.meaning)))
     Console().print(table)
