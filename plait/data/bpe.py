@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from plait.data import tokenizer
+from plait.data import vocabulary
 from plait.errors import DataError
 
-END_OF_TEXT = tokenizer.ENDS[0]
+END_OF_TEXT = vocabulary.ENDS[0]
 
 
 class JsonTokenizer:
@@ -31,7 +31,7 @@ class JsonTokenizer:
         self._engine.no_padding()
         self.vocabulary = max(self._engine.get_vocab().values()) + 1
         self.end_of_text = _end_of_text(self._engine, path)
-        self.fingerprint = tokenizer.fingerprint(path)
+        self.fingerprint = vocabulary.fingerprint(path)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
@@ -64,8 +64,8 @@ def train(texts: Iterable[str], size: int) -> str:
 
 
 def _end_of_text(engine: Engine, path: Path) -> int:
-    found = (engine.token_to_id(name) for name in tokenizer.ENDS)
+    found = (engine.token_to_id(name) for name in vocabulary.ENDS)
     token = next((token for token in found if token is not None), None)
     if token is None:
-        raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for {', '.join(tokenizer.ENDS)}")
+        raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for {', '.join(vocabulary.ENDS)}")
     return token

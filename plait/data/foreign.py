@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.data import tokenizer
+from plait.data import vocabulary
 from plait.errors import DataError
 
 # How GPT-4 cuts text into words (cl100k_base, openai_public.py of tiktoken).
@@ -31,7 +31,7 @@ class SentencePiece:
             raise DataError(f"data.tokenizer.file: {path}: is no SentencePiece model ({hint}): {error}") from None
         self.vocabulary: int = self._engine.vocab_size()
         self.end_of_text = self._end_of_text(path)
-        self.fingerprint = tokenizer.fingerprint(path)
+        self.fingerprint = vocabulary.fingerprint(path)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(ids, dtype=np.uint32) for ids in self._engine.encode(texts)]
@@ -40,11 +40,11 @@ class SentencePiece:
         return str(self._engine.decode([int(token) for token in ids]))
 
     def _end_of_text(self, path: Path) -> int:
-        pieces = [self._engine.piece_to_id(name) for name in tokenizer.ENDS]
+        pieces = [self._engine.piece_to_id(name) for name in vocabulary.ENDS]
         known = [self._engine.eos_id(), *(token for token in pieces if token != self._engine.unk_id())]
         token = next((token for token in known if token >= 0), None)
         if token is None:
-            raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for its eos id and {', '.join(tokenizer.ENDS)}")
+            raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for its eos id and {', '.join(vocabulary.ENDS)}")
         return int(token)
 
 
@@ -59,8 +59,8 @@ class Tiktoken:
         ranks = _ranks(path)
         self.end_of_text = max(ranks.values()) + 1
         self.vocabulary = self.end_of_text + 1
-        self.fingerprint = tokenizer.fingerprint(path, pattern)
-        special = {tokenizer.ENDS[0]: self.end_of_text}
+        self.fingerprint = vocabulary.fingerprint(path, pattern)
+        special = {vocabulary.ENDS[0]: self.end_of_text}
         try:
             self._engine = tiktoken.Encoding(path.stem, pat_str=pattern or GPT4_PATTERN, mergeable_ranks=ranks, special_tokens=special)
         except ValueError as error:

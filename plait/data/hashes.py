@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +20,15 @@ class Hashes:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "hashes.json"
 
-    def of(self, paths: list[Path]) -> dict[Path, str]:
-        """SHA-256 of each file; those that changed since are read. Raises DataError when one cannot be."""
+    def of(self, paths: list[Path], on_read: Callable[[int], None] = lambda count: None) -> dict[Path, str]:
+        """SHA-256 of each file; those that changed since are read, `on_read` hears their sizes. Raises DataError when one cannot be."""
         known = self._remembered()
         keys = {path: _key(path) for path in paths}
         missing = [path for path in paths if keys[path] not in known]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:  # hashlib lets go of the interpreter
-            known |= {keys[path]: digest for path, digest in zip(missing, threads.map(_sha256, missing), strict=True)}
+            for path, digest in zip(missing, threads.map(_sha256, missing), strict=True):
+                known[keys[path]] = digest
+                on_read(path.stat().st_size)
         if missing:
             self._remember(known)
         return {path: known[keys[path]] for path in paths}

@@ -29,6 +29,8 @@ class Mixture:
 
     def draw(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Source of each position, and the number of its draw from that source; both int64, draws counted from 0."""
+        if self._block == 1:
+            return np.zeros_like(positions), positions
         blocks, offsets = np.divmod(positions, self._block)
         places = order.permute(offsets, self._block, order.keys_of(self._key, blocks))
         sources = np.searchsorted(self._edges, places, side="right") - 1

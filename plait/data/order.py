@@ -58,7 +58,7 @@ def key_of(*parts: object) -> int:
 
 def keys_of(key: int, numbers: np.ndarray) -> np.ndarray:
     """One key for each number (an epoch, a block), uint64."""
-    return _mix(numbers.astype(np.uint64) * np.uint64(_GOLDEN) ^ _mix(np.uint64(key)))
+    return _mix(numbers.astype(np.uint64) * np.uint64(_GOLDEN) ^ _mix(np.array([key], dtype=np.uint64)))
 
 
 def _scramble(index: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
@@ -73,10 +73,10 @@ def _scramble(index: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def _mix(x: np.ndarray | np.uint64) -> np.ndarray:
+def _mix(x: np.ndarray) -> np.ndarray:
     """splitmix64's finaliser (Steele, Lea and Flood 2014): every bit of the result hangs on every bit of x."""
-    x = np.asarray(x)
     with np.errstate(over="ignore"):  # a single number warns where an array wraps silently
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.asarray(x ^ (x >> np.uint64(31)))
+    mixed: np.ndarray = x ^ (x >> np.uint64(31))
+    return mixed

@@ -45,7 +45,8 @@ class Done:
 def chunks(documents: Iterable[tuple[int, str, int]], corpus_bytes: int) -> Iterator[Chunk]:
     """Cut (source, text, bytes read) in chunks whose size hangs on the corpus alone, not on who prepares it."""
     size = min(max(corpus_bytes // CHUNKS, SMALLEST), LARGEST)
-    number, held, texts, source, read = 0, 0, [], 0, 0
+    texts: list[str] = []
+    number, held, source, read = 0, 0, 0, 0
     for at, text, read in documents:
         if texts and (held >= size or at != source):
             yield Chunk(number, source, texts, read)

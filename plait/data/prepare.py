@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Literal
 
 from plait import spec
-from plait.data import durable, pieces, sources, tokenizer, tokens
+from plait.data import durable, pieces, sources, tokenizer, tokens, vocabulary
 from plait.data.hashes import Hashes
 from plait.data.sources import Source
 from plait.data.tokens import Prepared
@@ -60,10 +60,11 @@ def find(data: spec.Data) -> Prepared | None:
     prepared = Path(data.prepared)
     if not prepared.is_dir():
         return None
-    return _opened(prepared / _request(data, sources.resolve(data), Hashes(prepared)), data)
+    found = sources.resolve(data)
+    return _opened(prepared / _request(data, found, Hashes(prepared).of(_paths(found))), data)
 
 
-def prepare(data: spec.Data, *, listener: Listener | None = None) -> Prepared:
+def prepare(data: spec.Data, *, listener: Listener = lambda progress: None) -> Prepared:
     """Find what was prepared, or prepare it; a preparation that was cut off goes on where it was.
 
     Raises DataError: a mistake in the corpus or the tokenizer, no space left. WorkerFailed: a process died.
@@ -72,13 +73,12 @@ def prepare(data: spec.Data, *, listener: Listener | None = None) -> Prepared:
     prepared = Path(data.prepared)
     with _space(prepared, found, data):
         prepared.mkdir(parents=True, exist_ok=True)
-        request = _request(data, found, Hashes(prepared))
-        folder = prepared / request
+        folder = prepared / _request(data, found, _sums(prepared, found, listener))
         if (ready := _opened(folder, data)) is not None:
             return ready
-        with durable.locked(prepared / f"{request}.lock"):
+        with durable.locked(prepared / f"{folder.name}.lock"):
             if not folder.exists():
-                _Preparation(data, found, folder, listener or (lambda progress: None)).run()
+                _Preparation(data, found, folder, listener).run()
     return Prepared.open(folder, data)
 
 
@@ -86,12 +86,22 @@ def _opened(folder: Path, data: spec.Data) -> Prepared | None:
     return Prepared.open(folder, data) if folder.exists() else None
 
 
-def _request(data: spec.Data, found: list[Source], hashes: Hashes) -> str:
+def _sums(prepared: Path, found: list[Source], listener: Listener) -> dict[Path, str]:
+    """The checksums of the source files, with progress."""
+    total, done = _size(found), 0
+
+    def on_read(count: int) -> None:
+        nonlocal done
+        done += count
+        listener(Progress(done, total, 0, 0, "reading"))
+
+    return Hashes(prepared).of(_paths(found), on_read)
+
+
+def _request(data: spec.Data, found: list[Source], sums: dict[Path, str]) -> str:
     """What is asked for, as a name: content and settings, not paths, names or weights."""
-    paths = [file.path for source in found for file in source.files]
-    sums = hashes.of(paths)
     learned = data.tokenizer
-    told = tokenizer.fingerprint(Path(learned.file), learned.pattern) if learned.file else f"train {learned.train}"
+    told = vocabulary.fingerprint(Path(learned.file), learned.pattern) if learned.file else f"train {learned.train}"
     content = [[[sums[file.path], file.format] for file in source.files] for source in found]
     asked = [tokens.FORMAT, content, data.field, data.separator, data.split.model_dump(), told]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
@@ -123,6 +133,15 @@ def _files(found: list[Source]) -> list[sources.SourceFile]:
     return [file for source in found for file in source.files]
 
 
+def _paths(found: list[Source]) -> list[Path]:
+    return [file.path for file in _files(found)]
+
+
+def _size(found: list[Source]) -> int:
+    """Of the source files, in bytes on the disk."""
+    return sum(os.path.getsize(path) for path in _paths(found))
+
+
 class _Preparation:
     """One corpus on its way to a folder."""
 
@@ -133,20 +152,30 @@ class _Preparation:
         self._making = folder.with_name(f"{folder.name}.making")
         self._pieces = self._making / "pieces"
         self._listener = listener
-        self._total = sum(os.path.getsize(file.path) for file in _files(found))
+        self._total = _size(found)
         self._documents = 0
         self._tokens = 0
 
     def run(self) -> None:
         """Whatever stands in `making` is done already."""
         self._pieces.mkdir(parents=True, exist_ok=True)
+        for cut_short in self._making.glob("*.part"):
+            cut_short.unlink()
         if not (self._making / tokens.MANIFEST).exists():
             with Workers(self._processes()) as workers:
                 stored = self._tokenizer(workers)
                 numbers = self._tokenise(workers, stored)
+            self._check_unchanged()
             self._write(stored, numbers)
         shutil.rmtree(self._pieces)
         durable.rename(self._making, self._folder)
+
+    def _check_unchanged(self) -> None:
+        """The folder's name tells the content that was hashed: it must be the content that was read."""
+        sums = Hashes(self._folder.parent).of(_paths(self._sources))
+        if _request(self._data, self._sources, sums) != self._folder.name:
+            shutil.rmtree(self._making)
+            raise DataError("data.corpus: a file changed while it was being prepared; run again once it is at rest")
 
     def _processes(self) -> int:
         """No more than there is work for: a worker takes longer to start than a small chunk to tokenise."""
@@ -173,9 +202,10 @@ class _Preparation:
 
     def _training_texts(self) -> Iterator[list[str]]:
         """Documents of the training split; of a very large corpus an even sample."""
-        share = min(1.0, TRAINING_BYTES / self._total)
-        held, texts, taken = 0, [], 0.0
+        share = min(1.0, TRAINING_BYTES / max(1, self._total))
+        held, texts, taken, empty = 0, [], 0.0, True
         for _, text, read in self._read():
+            empty = False
             if pieces.split_of(text, self._data.split) != "train":
                 continue
             taken += share
@@ -188,6 +218,8 @@ class _Preparation:
                 self._tell("training the tokenizer", read)
                 yield texts
                 held, texts = 0, []
+        if empty:
+            raise self._empty()
         if texts:
             yield texts
 
@@ -206,8 +238,13 @@ class _Preparation:
         while waiting:
             self._settle(waiting)
         if not any(numbers):
-            raise DataError(f"data.corpus: is empty: no text in {', '.join(str(file.path) for file in _files(self._sources)[:4])}")
+            raise self._empty()
         return numbers
+
+    def _empty(self) -> DataError:
+        paths = [str(path) for path in _paths(self._sources)]
+        more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+        return DataError(f"data.corpus: is empty: no text in {', '.join(paths[:4])}{more}")
 
     def _settle(self, waiting: deque[tuple[pieces.Chunk, Future[pieces.Done]]]) -> None:
         chunk, future = waiting.popleft()

@@ -6,16 +6,14 @@ one into text. What is trained here is in `bpe.py`.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from plait.data import bpe, foreign
 from plait.errors import DataError
-
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 
 class Tokenizer(Protocol):
@@ -43,8 +41,6 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
 
     Raises DataError: missing or broken file, unknown kind, no end of text in it, an extra that is not installed.
     """
-    from plait.data import bpe, foreign
-
     if not path.is_file():
         raise DataError(f"data.tokenizer.file: {path}: there is no such file")
     if path.suffix == ".json":
@@ -54,14 +50,6 @@ def load(path: Path, pattern: str | None = None) -> Tokenizer:
     if path.suffix == ".tiktoken":
         return foreign.Tiktoken(path, pattern)
     raise DataError(f"data.tokenizer.file: {path}: must be a tokenizer.json, a SentencePiece .model or a .tiktoken file")
-
-
-def fingerprint(path: Path, pattern: str | None = None) -> str:
-    """Of a tokenizer's file, without loading it. Raises DataError when it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes() + (pattern or "").encode()).hexdigest()
-    except OSError as error:
-        raise DataError(f"data.tokenizer.file: {path}: cannot be read: {error.strerror}") from None
 
 
 class TextStream:

@@ -11,6 +11,7 @@ no `if __name__ == "__main__"`; and the threads of the tokenizers library stay o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -92,15 +93,19 @@ def main() -> None:
     """A worker's life: a request, its texts, an answer, until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    while (frame := _receive(requests)) is not None:
-        request = json.loads(frame)
-        try:
-            answer = _train(request, requests) if request["do"] == "train" else _tokenise(request, _texts(requests))
-        except DataError as error:
-            answer = {"error": str(error), "errno": None}
-        except OSError as error:
-            answer = {"error": error.strerror or str(error), "errno": error.errno}
-        _frame(answers, json.dumps(answer).encode())
+    with contextlib.suppress(BrokenPipeError):  # the parent died: what is written stands
+        while (frame := _receive(requests)) is not None:
+            answer = _answer_to(json.loads(frame), requests)
+            _frame(answers, json.dumps(answer).encode())
+
+
+def _answer_to(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
+    try:
+        return _train(request, requests) if request["do"] == "train" else _tokenise(request, _texts(requests))
+    except DataError as error:
+        return {"error": str(error), "errno": None}
+    except OSError as error:
+        return {"error": error.strerror or str(error), "errno": error.errno}
 
 
 def _train(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
@@ -157,7 +162,11 @@ def _answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     frame = _receive(process.stdout)
     if frame is None:
         raise _died(process)
-    answer: dict[str, Any] = json.loads(frame)
+    return _checked(json.loads(frame))
+
+
+def _checked(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer that is an error is raised as what it was there."""
     if "error" not in answer:
         return answer
     if answer["errno"] is None:

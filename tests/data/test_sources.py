@@ -1,0 +1,149 @@
+"""Sources: what each format yields, and what each mistake is told."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plait import spec
+from plait.data import sources, streams
+from plait.errors import DataError
+
+
+def data(*corpus: Any, **settings: Any) -> spec.Data:
+    return spec.Data(corpus=list(corpus), **settings)
+
+
+def read(path: Path | str, **settings: Any) -> list[str]:
+    told = data(str(path), **settings)
+    return [text for source in sources.resolve(told) for file in source.files for text in sources.documents(file, told)]
+
+
+def write(path: Path, content: bytes) -> Path:
+    packed = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}.get(path.suffix, bytes)
+    path.write_bytes(packed(content))
+    return path
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_plain_text_is_cut_at_the_separator(tmp_path: Path, packing: str) -> None:
+    path = write(tmp_path / f"a.txt{packing}", "\ufeff\f\nOne,\n\nmore\n\f\n Zwei \u00fc\n\f \n\f".encode())
+    assert read(path) == ["One,\n\nmore", " Zwei ü"]
+    assert read(path, separator="\n\n") == ["\f\nOne,", "more\n\f\n Zwei ü\n\f \n\f"]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_jsonl_gives_the_named_field(tmp_path: Path, packing: str) -> None:
+    path = write(tmp_path / f"a.jsonl{packing}", b'{"text": "one\\n", "n": 1}\n\n{"text": " "}\n{"text": "two"}')
+    assert read(path) == ["one\n", "two"]
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".zst"])
+def test_parquet_gives_the_named_column(tmp_path: Path, packing: str) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"n": [1, 2, 3], "body": ["one", "", "two"]}), tmp_path / "a", row_group_size=2)
+    path = write(tmp_path / f"a.parquet{packing}", (tmp_path / "a").read_bytes())
+    assert read(path, field="body") == ["one", "two"]
+
+
+def test_files_come_sorted_and_once(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        write(tmp_path / f"{name}.txt", name.encode())
+    assert read(tmp_path / "*.txt") == ["a", "b", "c"]
+    told = data(str(tmp_path / "c.txt"), str(tmp_path / "*.txt"))
+    assert [file.path.name for file in sources.resolve(told)[0].files] == ["c.txt", "a.txt", "b.txt"]
+
+
+def test_plain_paths_are_one_source_and_tables_one_each(tmp_path: Path) -> None:
+    path = str(write(tmp_path / "a.txt", b"a"))
+    table = spec.Source(path=path, name="second", weight=3.0, format="jsonl")
+    found = sources.resolve(data(path, table, spec.Source(path=path)))
+    assert [(source.name, source.weight, source.files[0].format) for source in found] == [
+        ("corpus", 1.0, "text"),
+        ("second", 3.0, "jsonl"),
+        (path, 1.0, "text"),
+    ]
+    with pytest.raises(DataError, match="two sources bear one name"):
+        sources.resolve(data(table, table))
+
+
+@given(pieces=st.lists(st.binary(max_size=12), min_size=1), separator=st.binary(min_size=1, max_size=3), block=st.integers(1, 5))
+def test_cutting_a_stream_is_cutting_the_whole(pieces: list[bytes], separator: bytes, block: int) -> None:
+    whole = separator.join(pieces)
+    cut = list(streams.cut((whole[at : at + block] for at in range(0, len(whole), block)), separator))
+    *expected, last = whole.split(separator)
+    assert [piece for _, piece in cut] == [*expected, *([last] if last else [])]
+    assert all(whole[offset : offset + len(piece)] == piece for offset, piece in cut)
+
+
+def test_streams_that_follow_each_other_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"one ") + gzip.compress(b"two"))
+    (tmp_path / "a.txt.zst").write_bytes(zstandard.compress(b"one ") + zstandard.compress(b"two"))
+    assert read(tmp_path / "a.txt.*") == ["one two", "one two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": \n', r"a.jsonl:2: is not JSON"),
+        ("a.jsonl", b'{"text": "one"}\n\n["two"]\n', r"a.jsonl:3: is not a JSON object"),
+        ("a.jsonl", b'{"body": "one", "n": 1}\n', r"a.jsonl:1: has no 'text'; its keys are 'body', 'n'; set data.field"),
+        ("a.jsonl", b'{"text": null}\n', r"a.jsonl:1: 'text' is NoneType, not text"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a.jsonl:1: 'text' holds half of a surrogate pair"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"a.jsonl: is not UTF-8 at byte 24 \(0xff\)"),
+        ("a.txt", b"abc\f\nde\xe4f", r"a.txt: is not UTF-8 at byte 7 \(0xe4\)"),
+        ("a.txt.gz", b"abc\f\nde\xe4f", r"a.txt.gz: is not UTF-8 at byte 7 of the decompressed text"),
+        ("a.parquet", b"PAR1 nothing", r"a.parquet: is no Parquet file or a broken one"),
+    ],
+)
+def test_broken_content_is_told_by_its_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_broken_compressed_stream_is_never_a_shorter_corpus(tmp_path: Path, packing: str) -> None:
+    path = write(tmp_path / f"a.txt{packing}", json.dumps(list(range(1000))).encode())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    with pytest.raises(DataError, match="ends in the middle"):
+        read(path)
+    path.write_bytes(b"not packed at all")
+    with pytest.raises(DataError, match=rf"a.txt{packing}: is no {packing[1:]} stream"):
+        read(path)
+
+
+def test_parquet_without_the_field_names_the_columns(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["one"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"has no column 'text'; its columns are body, n; set data.field"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a.parquet, row 1: 'n' is int, not text"):
+        read(tmp_path / "a.parquet", field="n")
+
+
+def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"pip install 'plait\[parquet\]'"):
+        read(write(tmp_path / "a.parquet", b""))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("none.txt", r"none.txt: there is no such file"),
+        ("*.none", r"\*.none: no file matches it"),
+        (".", r"is a folder; name its files"),
+        ("s3://bucket/a.txt", r"is a URL, which is not read yet"),
+    ],
+)
+def test_a_path_that_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        read(pattern)
