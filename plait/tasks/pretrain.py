@@ -46,7 +46,7 @@ class Result:
 
 def prepare(run: spec.Run, listener: Callable[[Progress], None] | None = None) -> Prepared:
     """Token files for the run's corpus: found by fingerprint, or made. Raises DataError."""
-    prepared = prepare_data(run.data, listener=listener)
+    prepared = prepare_data(run.data, listener=listener) if listener else prepare_data(run.data)
     for split in _splits(run):
         prepared.split(split, run.data.sequence)
     return prepared
