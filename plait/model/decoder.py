@@ -74,10 +74,10 @@ class Decoder(nn.Module):
         x_BLD = self.norm(x_BLD)
         return functional.linear(x_BLD, (self.embed if self.head is None else self.head).weight)
 
-    def new_cache(self, rows: int) -> Cache:
-        """An empty memory for generating `rows` texts at once."""
+    def new_cache(self, rows: int, positions: int) -> Cache:
+        """An empty memory for generating `rows` texts at once, of up to `positions` tokens each."""
         weight = self.embed.weight
-        return Cache(self.model, rows, self.context, dtype=_compute_dtype(weight), device=weight.device)
+        return Cache(self.model, rows, positions, dtype=_compute_dtype(weight), device=weight.device)
 
     def _embed(self, tokens_BL: Tensor, positions_BL: Tensor | None) -> Tensor:
         x_BLD = self.embed(tokens_BL)

@@ -1,12 +1,8 @@
-"""Parameters and floating-point operations of the decoder families, counted from their settings alone.
+"""Counts of parameters and FLOPs from the settings alone, without building a model and without torch.
 
-Operations of a token, forward and backward, by the convention of PaLM (Chowdhery et al. 2022, appendix B), which nanoGPT,
-torchtitan and Megatron-Core share:
-
-    6 N + 12 layers width sequence
-
-N: parameters that multiply activations (embeddings that are looked up do not; a head does, tied or not). The second term is
-attention over all positions, without halving for causality. Recomputed activations count as nothing gained.
+Conventions: a multiply and an add are two FLOPs; backward costs twice the forward; embeddings looked up cost nothing, the head
+costs its matmul also where it is tied; attention is counted as the whole square, 12 x layers x width x sequence per token, as in
+PaLM (Chowdhery et al. 2022, appendix B), although causal attention needs half; recomputing is not counted as useful.
 """
 
 from __future__ import annotations
@@ -15,36 +11,48 @@ from plait import spec
 
 
 def parameters(model: spec.Model, vocabulary: int, sequence: int) -> int:
-    """All parameters; a tied head is the embedding, counted once."""
+    """Values that are learned; tied ones count once. Raises ValueError for a user's own model: only the built one knows."""
+    _known(model)
+    places = sequence * model.width if model.family == "gpt2" else 0
     head = 0 if model.tied_head else vocabulary * model.width
-    positions = sequence * model.width if model.family == "gpt2" else 0
-    return vocabulary * model.width + positions + model.layers * _block(model) + _norm(model) + head
+    return vocabulary * model.width + places + head + model.layers * (_matrices(model) + _vectors(model)) + _norm(model)
 
 
-def flops_per_token(model: spec.Model, vocabulary: int, sequence: int) -> float:
-    """Operations of one token in a sequence of `sequence`, forward and backward."""
-    multiplying = model.layers * sum(_matrices(model)) + vocabulary * model.width
-    return 6.0 * multiplying + 12.0 * model.layers * model.width * sequence
+def matmul_parameters(model: spec.Model, vocabulary: int) -> int:
+    """Values that every token is multiplied with: all matrices of the blocks, and the head."""
+    _known(model)
+    return model.layers * _matrices(model) + vocabulary * model.width
 
 
-def _block(model: spec.Model) -> int:
-    biases = _biases(model) if model.family == "gpt2" else 0
-    return sum(_matrices(model)) + biases + 2 * _norm(model)
+def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built: int | None = None) -> float:
+    """FLOPs of training on one token, forward and backward: 6 N + 12 x layers x width x sequence.
+
+    N: `matmul_parameters`; for a user's own model `built`, the parameters that the built one has, stands for it. Raises
+    ValueError for a user's own model without it.
+    """
+    multiplied = built if model.family not in spec.Model.FAMILIES and built is not None else matmul_parameters(model, vocabulary)
+    return 6.0 * multiplied + 12.0 * model.layers * model.width * sequence
 
 
-def _matrices(model: spec.Model) -> tuple[int, int, int, int]:
-    """Queries, keys and values; attention's output; into the MLP; out of it."""
-    into_mlp = model.hidden_width * (1 if model.family == "gpt2" else 2)
-    return model.width * _qkv(model), model.width**2, model.width * into_mlp, model.hidden_width * model.width
+def _known(model: spec.Model) -> None:
+    if model.family not in spec.Model.FAMILIES:
+        raise ValueError(f'the parameters of your own model, family = "{model.family}", can be counted only when it is built')
 
 
-def _biases(model: spec.Model) -> int:
-    return _qkv(model) + model.width + model.hidden_width + model.width
+def _matrices(model: spec.Model) -> int:
+    """Values in the matrices of one block."""
+    head_width = model.width // model.heads
+    attention = model.width * (2 * model.width + 2 * model.key_value_heads * head_width)
+    return attention + (2 if model.family == "gpt2" else 3) * model.width * model.hidden_width
 
 
-def _qkv(model: spec.Model) -> int:
-    return (model.heads + 2 * model.key_value_heads) * (model.width // model.heads)
+def _vectors(model: spec.Model) -> int:
+    """Values in the norms and biases of one block."""
+    if model.family == "llama":
+        return 2 * _norm(model)
+    stacked = model.width + 2 * model.key_value_heads * (model.width // model.heads)
+    return 2 * _norm(model) + stacked + model.width + model.hidden_width + model.width
 
 
 def _norm(model: spec.Model) -> int:
-    return model.width * (2 if model.family == "gpt2" else 1)
+    return model.width if model.family == "llama" else 2 * model.width
