@@ -41,11 +41,13 @@ def train(
     if resolved:
         _print_toml(run)
         return
+    from plait.cluster import environment
     from plait.tasks import pretrain
     from plait.tasks.showing import PreparingBar, conclusion
 
     result = pretrain.train(run, out or Path("runs") / run_file.stem, preparing=PreparingBar())
-    print(conclusion(result))
+    if environment.leading():
+        print(conclusion(result))
 
 
 @app.command()

@@ -67,6 +67,12 @@ def read(variables: Mapping[str, str] = os.environ) -> World | None:
     )
 
 
+def leading() -> bool:
+    """Whether this process speaks for the run: rank 0, or the only one that was started."""
+    world = read()
+    return world is None or world.rank == 0
+
+
 def _numbers(launcher: str, variables: Mapping[str, str]) -> tuple[int, int, int, int]:
     rank_key, size_key, local_rank_key, local_size_key = _NAMES[launcher]
     try:

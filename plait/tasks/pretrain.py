@@ -71,7 +71,7 @@ def train(
     with Folder(Path(out)) as folder, ExitStack() as stack:
         started = Start(run, folder, prepared)
         if started.done:
-            return started.result()
+            return _result(started.folder.path)
         told = stack.enter_context(started.listeners(listeners))
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(told)
@@ -92,7 +92,7 @@ def _train_under(
         if "config" in heard:
             follow(meeting, heard)
         _raise_outcome(meeting.part())
-        return Result(out, 0, None, None)
+        return _result(out)
     outcome = 1
     try:
         prepared = prepare(run, preparing)
@@ -101,7 +101,7 @@ def _train_under(
             if started.done:
                 meeting.announce({})
                 outcome = 0
-                return started.result()
+                return _result(started.folder.path)
             with started.listeners(listeners) as told:
                 ledger = started.ledger(told)
                 lead(meeting, started.site, ledger)
@@ -181,14 +181,16 @@ class Start:
             raise UserError(ledger.failure) if ledger.mistaken else WorkerFailed(ledger.failure)
         if ledger.committed < self.plan.steps:
             raise Interrupted(f"stopped after step {ledger.committed} of {self.plan.steps}; run the same command again to resume")
-        return self.result()
+        return _result(self.folder.path)
 
-    def result(self) -> Result:
-        history = journal.read(self.folder.journal)
-        steps = events.committed(history)
-        evaluated = [event for event in history if isinstance(event, events.Evaluated)]
-        last = steps[-1] if steps else None
-        return Result(self.folder.path, last.step if last else 0, last.loss if last else None, evaluated[-1] if evaluated else None)
+
+def _result(folder: Path) -> Result:
+    """What the journal says of a run that has ended."""
+    history = journal.read(folder / "events.jsonl")
+    steps = events.committed(history)
+    evaluated = [event for event in history if isinstance(event, events.Evaluated)]
+    last = steps[-1] if steps else None
+    return Result(folder, last.step if last else 0, last.loss if last else None, evaluated[-1] if evaluated else None)
 
 
 def _facts(prepared: Prepared) -> dict[str, Any]:

@@ -19,7 +19,19 @@ from plait.tasks.pretrain import train
 from tests.runs import differences, steps_of, tiny
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "plait"]
-MPIRUN = ["mpirun", "-n", "2", "--allow-run-as-root", "--oversubscribe", "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include", "lo"]
+MPIRUN = [
+    shutil.which("mpirun", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
+    "-n",
+    "2",
+    "--allow-run-as-root",
+    "--oversubscribe",
+    "--mca",
+    "btl",
+    "self,tcp",
+    "--mca",
+    "btl_tcp_if_include",
+    "lo",
+]
 
 
 @pytest.fixture
@@ -77,7 +89,7 @@ def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: P
     assert sum("finished after step 6" in output for output in outputs) == 1  # rank 0 alone writes the log
 
 
-@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed")
+@pytest.mark.skipif(MPIRUN[0] is None, reason="Open MPI is not installed")
 def test_mpirun(run_file: Path, tmp_path: Path) -> None:
     process = start([*MPIRUN, sys.executable, "-m", "plait", "train", str(run_file), "--out", str(tmp_path / "out")])
     output, _ = process.communicate(timeout=180)

@@ -82,6 +82,14 @@ def test_other_optimizers_draw_one_curve(curve: Train, optimizer: str) -> None:
     assert_one_curve(curve("alone", train__optimizer__name=optimizer), curve("two", layout__replicas=2, train__optimizer__name=optimizer))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_short_curves_agree_in_training_precisions(curve: Train, precision: str) -> None:
+    """Over the first 8 steps: later any reordering of sums makes such curves drift apart."""
+    settings = {"train__precision": precision, "train__duration": "8 steps"}
+    loss, _ = differences(curve("alone", **settings), curve("two", layout__replicas=2, **settings))
+    assert loss <= 1e-5
+
+
 def test_a_wrong_divisor_is_seen(curve: Train) -> None:
     """The check above is able to fail: here each micro-batch divides by its own targets."""
     wrong = {"train__duration": "5 steps", "train__micro_batch": 3, "train__loss": "tests.wrong:mean_of_means"}
