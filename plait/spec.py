@@ -77,15 +77,15 @@ class Model(Section):
     """What is computed. The two decoder families differ by these settings alone."""
 
     family: str = Field("llama", description='"gpt2", "llama", or "package.module:Class", your own model')
-    layers: Positive = 4
-    width: Positive = 192
-    heads: Positive = 6
+    layers: Positive = Field(4, description="blocks")
+    width: Positive = Field(192, description="of the residual stream")
+    heads: Positive = Field(6, description="of attention; divides width")
     kv_heads: Positive | None = Field(None, description="key and value heads; `heads` when left out")
     hidden: Positive | None = Field(None, description="width inside the MLP; the family's usual when left out")
-    dropout: Fraction = 0.0
+    dropout: Fraction = Field(0.0, description="after the embedding, in attention and after each half of a block")
     tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 yes, llama no when left out")
-    norm_eps: float = Field(1e-5, gt=0)
-    rope_theta: float = Field(10_000.0, gt=0)
+    norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
+    rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
     recompute: Literal["none", "full"] = Field("none", description="activation checkpointing of each block")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
 
@@ -125,7 +125,7 @@ class Source(Section):
     """One source of a mixture."""
 
     path: str = Field(description="a path or a glob")
-    name: str | None = None
+    name: str | None = Field(None, description="what it is called; its path when left out")
     weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
     format: Literal["text", "jsonl", "parquet"] | None = Field(None, description="told by the file's name when left out")
 
@@ -149,8 +149,8 @@ class Tokenizer(Section):
 class Splits(Section):
     """Shares of the documents, told by a hash of their content."""
 
-    validation: Fraction = 0.05
-    test: Fraction = 0.05
+    validation: Fraction = Field(0.05, description="share of the documents")
+    test: Fraction = Field(0.05, description="share of the documents")
 
     @model_validator(mode="after")
     def _something_left(self) -> Self:
@@ -162,22 +162,22 @@ class Splits(Section):
 class Data(Section):
     """What it is computed on."""
 
-    corpus: list[str | Source] = Field(min_length=1)
-    tokenizer: Tokenizer = Tokenizer(train=2048, file=None, pattern=None)
-    sequence: Positive = 128
-    prepared: str = "runs/prepared"
+    corpus: list[str | Source] = Field(min_length=1, description="paths or globs of text, JSONL or Parquet; a weighted mixture of sources")
+    tokenizer: Tokenizer = Field(Tokenizer(train=2048, file=None, pattern=None), description="how text becomes tokens")
+    sequence: Positive = Field(128, description="tokens a sequence")
+    prepared: str = Field("runs/prepared", description="the folder where token files are kept, and found again by what they were made of")
     field: str = Field("text", description="where JSONL and Parquet rows keep the text")
     separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")
-    split: Splits = Splits()
+    split: Splits = Field(Splits(), description="what is held back")
     document_mask: bool = Field(False, description="attention does not cross the border of two documents")
     workers: Positive | None = Field(None, description="processes that prepare; the cores when left out")
 
 
 class Optimizer(Section):
     name: str = Field("adamw", description='"adamw", "adam", "sgd", "muon", or "package.module:Class"')
-    lr: float = Field(1e-3, gt=0)
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
+    lr: float = Field(1e-3, gt=0, description="the highest rate")
+    betas: Annotated[tuple[float, float], Field(strict=False)] = Field((0.9, 0.95), description="adamw, adam and muon's AdamW half")
+    eps: float = Field(1e-8, gt=0, description="adamw, adam and muon's AdamW half")
     momentum: Fraction | None = Field(None, description="sgd and muon; 0.9 for sgd and 0.95 for muon when left out")
     nesterov: bool | None = Field(None, description="sgd and muon; no for sgd and yes for muon when left out")
     weight_decay: float = Field(0.1, ge=0, description="on matrices; norms, biases and positions are spared")
@@ -195,32 +195,32 @@ class Optimizer(Section):
 
 
 class Schedule(Section):
-    name: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    warmup: Duration = _steps("0 steps")
+    name: Literal["constant", "cosine", "linear", "wsd"] = Field("cosine", description="how the rate falls")
+    warmup: Duration = Field(_steps("0 steps"), description="length of the straight line up to lr")
     floor: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="the last rate, as a share of lr")
     decay: Duration | None = Field(None, description="wsd: length of the fall at the end; a fifth of the run when left out")
 
 
 class BatchStage(Section):
-    batch: Positive
+    batch: Positive = Field(description="sequences a global batch")
     until: Duration | None = Field(None, description="left out in the last stage only")
 
 
 class Train(Section):
     """How it is learned: everything here but micro_batch, compile and what is merely watched shapes the curve."""
 
-    duration: Duration
-    batch: Positive | list[BatchStage] = Field(32, description="sequences a global batch, or stages of it")
+    duration: Duration = Field(description="of the whole run")
+    batch: Positive | list[BatchStage] = Field(32, description="sequences a global batch, however many replicas share it; or stages of it")
     micro_batch: Positive | Literal["auto"] = Field(4, description="most sequences computed at once")
-    seed: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["fp32", "bf16", "fp64"] = "fp32"
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
-    optimizer: Optimizer = Optimizer()
-    schedule: Schedule = Schedule()
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of initial values, order and dropout")
+    precision: Literal["fp32", "bf16", "fp64"] = Field("fp32", description="bf16 computes in bf16 on fp32 parameters; fp64 is for proofs")
+    clip: Annotated[float, Field(gt=0)] | None = Field(1.0, description="largest global norm of the gradient")
+    optimizer: Optimizer = Field(Optimizer(), description="the step")
+    schedule: Schedule = Field(Schedule(), description="of the learning rate")
     loss: str = Field("cross_entropy", description='"cross_entropy" or "package.module:function", a sum over tokens')
-    evaluate_every: Duration | None = None
+    evaluate_every: Duration | None = Field(None, description="measure the validation split so often, and at the end; never when left out")
     evaluate_sequences: Positive | None = Field(None, description="validation sequences per evaluation; all when left out")
-    log_every: Duration = _steps("10 steps")
+    log_every: Duration = Field(_steps("10 steps"), description="a line of the log")
     compile: bool = Field(False, description="torch.compile, block by block")
     nonfinite_limit: Positive = Field(5, description="steps in a row with a loss or gradient that is not finite before the run rolls back")
 
@@ -243,12 +243,12 @@ class Train(Section):
 class Layout(Section):
     """Replicas, each spread over pipeline x shard x context x tensor x expert."""
 
-    replicas: Positive = 1
-    pipeline: Positive = 1
-    shard: Positive = 1
-    context: Positive = 1
-    tensor: Positive = 1
-    expert: Positive = 1
+    replicas: Positive = Field(1, description="whole copies of the model that share each global batch")
+    pipeline: Positive = Field(1, description="not built yet")
+    shard: Positive = Field(1, description="not built yet")
+    context: Positive = Field(1, description="not built yet")
+    tensor: Positive = Field(1, description="not built yet")
+    expert: Positive = Field(1, description="not built yet")
 
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
 
@@ -263,12 +263,12 @@ class Layout(Section):
 class Sync(Section):
     """How replicas agree."""
 
-    strategy: Literal["allreduce", "local_sgd", "diloco", "server", "phases"] = "allreduce"
-    every: Duration | None = None
-    servers: Positive = 1
-    update: Literal["synchronous", "bounded", "asynchronous"] = "asynchronous"
-    staleness: Positive | None = None
-    compress: Literal["none", "bf16", "fp16", "int8", "topk"] = "none"
+    strategy: Literal["allreduce", "local_sgd", "diloco", "server", "phases"] = Field("allreduce", description="built: allreduce, server")
+    every: Duration | None = Field(None, description="not built yet")
+    servers: Positive = Field(1, description="more than one is not built yet")
+    update: Literal["synchronous", "bounded", "asynchronous"] = Field("asynchronous", description="of the server; built: asynchronous")
+    staleness: Positive | None = Field(None, description="not built yet")
+    compress: Literal["none", "bf16", "fp16", "int8", "topk"] = Field("none", description="built: none")
     bucket_mib: float = Field(8.0, gt=0, description="size of the pieces in which gradients are sent")
 
     @model_validator(mode="after")
@@ -286,7 +286,7 @@ class Sync(Section):
 
 
 class Balance(Section):
-    policy: Literal["static", "dynamic", "auto"] = "static"
+    policy: Literal["static", "dynamic", "auto"] = Field("static", description="built: static")
     capacity: list[Annotated[float, Field(ge=0)]] | None = Field(
         None, description="each replica's share, relative to the others'; zero included"
     )
@@ -301,7 +301,7 @@ class Balance(Section):
 
 
 class Elastic(Section):
-    replicas: list[Positive] | None = None
+    replicas: list[Positive] | None = Field(None, description="not built yet")
 
     @model_validator(mode="after")
     def _built(self) -> Self:
@@ -312,8 +312,8 @@ class Elastic(Section):
 
 class Checkpoint(Section):
     every: Duration | None = Field(None, description="a last one is always saved")
-    keep: Positive = 2
-    copy_to: str | None = Field(None, alias="copy")
+    keep: Positive = Field(2, description="the newest that stay")
+    copy_to: str | None = Field(None, alias="copy", description="not built yet")
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -325,8 +325,8 @@ class Checkpoint(Section):
 
 
 class Alerts(Section):
-    command: str | None = None
-    webhook: str | None = None
+    command: str | None = Field(None, description="not built yet")
+    webhook: str | None = Field(None, description="not built yet")
 
     @model_validator(mode="after")
     def _built(self) -> Self:
@@ -338,7 +338,7 @@ class Alerts(Section):
 class Watch(Section):
     """Who is told of the run's events, besides events.jsonl and the log."""
 
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="files for it in OUT/tensorboard")
     wandb: str | None = Field(None, description="a project of Weights & Biases")
     mlflow: str | None = Field(None, description="an experiment of MLflow")
     listeners: list[str] = Field(default_factory=list, description='"package.module:Class", your own')
@@ -346,7 +346,7 @@ class Watch(Section):
 
 class Cluster(Section):
     launcher: Literal["local", "environment", "ray"] = Field("local", description='"environment" is taken under torchrun, srun and mpirun')
-    device: Device = "auto"
+    device: Device = Field("auto", description="auto takes a GPU where there is one")
     threads: Positive | None = Field(None, description="threads a worker; the cores shared out when left out")
 
     @model_validator(mode="after")
