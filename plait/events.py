@@ -185,5 +185,10 @@ def committed(events: Iterable[Event]) -> list[Step]:
     return steps
 
 
+def perplexity(loss: float) -> float:
+    """exp(loss), where that is a number at all."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value

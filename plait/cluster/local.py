@@ -25,8 +25,8 @@ import zmq
 from plait.cluster.config import Config, Site
 from plait.cluster.nursery import Nursery
 from plait.cluster.signals import Signals
-from plait.ledger.messages import Asked, Closed, Member
-from plait.ledger.state import SERVER, Ledger
+from plait.ledger.messages import SERVER, Asked, Closed, Member
+from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
 
 WORKER = "plait.cluster.worker:main"

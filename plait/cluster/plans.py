@@ -7,7 +7,7 @@ from functools import cache
 from plait import __version__, spec
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
-from plait.ledger.state import Plan
+from plait.ledger.plan import Plan
 from plait.plan import counts, hardware
 
 

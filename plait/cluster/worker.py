@@ -18,8 +18,7 @@ from plait.cluster.signals import Signals
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.errors import UserError
-from plait.ledger.messages import Failed, Join
-from plait.ledger.state import SERVER
+from plait.ledger.messages import SERVER, Failed, Join
 from plait.ledger.wire import LedgerClient, RunClosed
 from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers

@@ -20,6 +20,7 @@ from plait.events import Ranges
 
 Member = tuple[int, int]
 """(replica, rank within it); a parameter server is (-1, number)."""
+SERVER: Member = (-1, 0)
 
 Decision = Literal["commit", "skip", "rollback"]
 Request = Literal["save", "stop"]
@@ -152,6 +153,11 @@ Message = Join | Vote | Lease | Verdict | Measured | Kept | Unkept | Asked | Fai
 _KINDS: dict[str, type] = {
     kind.__name__: kind for kind in (Join, Vote, Lease, Verdict, Measured, Kept, Unkept, Asked, Failed, Left, Closed)
 }
+
+
+def name(member: Member) -> str:
+    """How a member is called in messages to a person."""
+    return "the parameter server" if member == SERVER else f"replica {member[0]} rank {member[1]}"
 
 
 def encode(message: Message) -> bytes:

@@ -18,6 +18,7 @@ from plait import events
 from plait.events import Event, Ranges
 from plait.ledger import shares
 from plait.ledger.messages import (
+    SERVER,
     Asked,
     Closed,
     Decision,
@@ -33,41 +34,12 @@ from plait.ledger.messages import (
     Verdict,
     Vote,
     Work,
+    name,
 )
+from plait.ledger.pieces import Pieces
+from plait.ledger.plan import Plan
 
-SERVER: Member = (-1, 0)
 Outbox = list[tuple[Member, Message]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a ledger needs to know of a run, as numbers and pure functions of the step."""
-
-    replicas: int
-    ranks: int
-    """ranks in each replica"""
-    steps: int
-    size: Callable[[int], int]
-    """sequences in the global batch of a step"""
-    targets: Callable[[int], int]
-    """target tokens in the global batch of a step"""
-    capacity: tuple[float, ...]
-    save_every: int | None
-    evaluate_every: int | None
-    evaluation_size: int
-    """validation sequences of one evaluation"""
-    nonfinite_limit: int
-    piece: int | None
-    """sequences in a piece, where pieces are the unit"""
-    version: str
-    flops_per_token: float
-    peak_flops: Callable[[str], float | None]
-    """of one device, by its name"""
-
-    @property
-    def members(self) -> list[Member]:
-        """Those who vote and are told verdicts: every rank, or the server alone, which speaks for its workers."""
-        return [(replica, rank) for replica in range(self.replicas) for rank in range(self.ranks)]
 
 
 @dataclass
@@ -395,7 +367,7 @@ class Ledger:
         targets = sum(one.targets for one in ordered)
         loss = math.fsum(one.loss_sum for one in ordered) / targets
         accuracy = sum(one.correct for one in ordered) / targets
-        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, perplexity(loss), accuracy, targets))
+        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, events.perplexity(loss), accuracy, targets))
 
     def _leave(self, member: Member) -> None:
         self._left.add(member)
@@ -415,77 +387,3 @@ class Due:
 
 
 _NOTHING = Due(save=False, evaluate=False)
-
-
-class Pieces:
-    """Micro-batches as units: leased in order, committed in any, gathered into steps."""
-
-    def __init__(self, plan: Plan, position: dict[str, Any] | None) -> None:
-        self._plan = plan
-        self.leased: dict[int, tuple[int, Work]] = {}
-        self._done: dict[int, list[tuple[int, list[int], Vote, bool]]] = {}
-        """by step: replica, range, vote, skipped"""
-        position = position or {"step": 0}
-        for step, entries in position.get("open", {}).items():
-            self._done[int(step)] = [(replica, span, Vote(**vote), skipped) for replica, span, vote, skipped in entries]
-        self._queue = self._to_do(position["step"])
-
-    @property
-    def idle(self) -> bool:
-        return not self.leased
-
-    def lease(self, unit: int, generation: int, replica: int) -> Work | None:
-        for step, span in self._queue:
-            work = Work(unit, generation, step, [span], [span])
-            self.leased[unit] = (replica, work)
-            return work
-        return None
-
-    def commit(self, vote: Vote, skipped: bool) -> None:
-        replica, work = self.leased.pop(vote.unit)
-        self._done.setdefault(work.step, []).append((replica, work.ranges[0], vote, skipped))
-
-    def finished(self, step: int) -> tuple[int, list[Vote], dict[int, Ranges], bool] | None:
-        """The votes of a step whose pieces are all in."""
-        entries = self._done.get(step, [])
-        if step > self._plan.steps or sum(end - first for _, (first, end), _, _ in entries) < self._plan.size(step):
-            return None
-        del self._done[step]
-        by_replica: dict[int, Ranges] = {}
-        for replica, span, _, _ in entries:
-            by_replica.setdefault(replica, []).append(list(span))
-        votes = [vote for _, _, vote, _ in entries]
-        return step, votes, {key: shares.merge(spans) for key, spans in by_replica.items()}, all(entry[3] for entry in entries)
-
-    def position(self, step: int) -> dict[str, Any]:
-        """What a later ledger needs to lease exactly the pieces that are not in yet."""
-        return {
-            "step": step,
-            "open": {
-                str(open_step): [[replica, span, _as_dict(vote), skipped] for replica, span, vote, skipped in entries]
-                for open_step, entries in self._done.items()
-            },
-        }
-
-    def _to_do(self, committed: int) -> Any:
-        """(step, range) of each piece that is not in yet, made as it is asked for."""
-        assert self._plan.piece is not None
-        for step in range(committed + 1, self._plan.steps + 1):
-            already = {tuple(span) for _, span, _, _ in self._done.get(step, [])}
-            for span in shares.pieces(self._plan.size(step), self._plan.piece):
-                if tuple(span) not in already:
-                    yield step, span
-
-
-def name(member: Member) -> str:
-    """How a member is called in messages to a person."""
-    return "the parameter server" if member == SERVER else f"replica {member[0]} rank {member[1]}"
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), where that is a number at all."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def _as_dict(vote: Vote) -> dict[str, Any]:
-    return {field: getattr(vote, field) for field in Vote.__dataclass_fields__}

@@ -11,7 +11,7 @@ from plait.data.batches import EvaluationBatches
 from plait.data.prepare import find
 from plait.data.tokens import Prepared
 from plait.errors import CheckpointError, UserError
-from plait.ledger.state import perplexity
+from plait.events import perplexity
 from plait.replica import device as devices
 from plait.tasks.trained import Trained, load
 from plait.train.duties import measure

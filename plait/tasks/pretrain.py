@@ -24,7 +24,8 @@ from plait.data.tokens import Prepared
 from plait.errors import CheckpointError, DataError, Interrupted, PlaitError, RunFileError, UserError, WorkerFailed
 from plait.ledger import journal
 from plait.ledger.journal import Journal
-from plait.ledger.state import Ledger, Plan
+from plait.ledger.plan import Plan
+from plait.ledger.state import Ledger
 from plait.plan import counts
 from plait.train import manifest
 from plait.train.folder import Folder

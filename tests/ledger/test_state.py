@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait import events
-from plait.ledger.messages import Asked, Closed, Failed, Join, Kept, Lease, Left, Measured, Member, Message, Verdict, Vote, Work
-from plait.ledger.state import SERVER, Ledger, Outbox, Plan
+from plait.ledger.messages import SERVER, Asked, Closed, Failed, Join, Kept, Lease, Left, Measured, Member, Message, Verdict, Vote, Work
+from plait.ledger.plan import Plan
+from plait.ledger.state import Ledger, Outbox
 
 HELLO = Join("host", 1, "cpu", 10)
 
