@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.data import mixture
 
 
 @given(weights=st.lists(st.sampled_from([0.1, 0.2, 0.25, 0.5, 1.0, 2.0, 3.0, 7.0]), min_size=1, max_size=5), key=st.integers(0, 2**64 - 1))
+@settings(deadline=None)
 def test_proportions_are_exact_in_every_block_and_no_draw_is_left_out(weights: list[float], key: int) -> None:
     counts = mixture.proportions(weights)
     blocks = 4

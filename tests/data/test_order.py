@@ -1,7 +1,7 @@
 """The order is a permutation, whatever its length; any place of it is told without the others."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.data import order
@@ -10,12 +10,14 @@ keys = st.integers(0, 2**64 - 1)
 
 
 @given(length=st.integers(1, 3000), key=keys)
+@settings(deadline=None)
 def test_every_place_is_taken_once(length: int, key: int) -> None:
     places = order.permute(np.arange(length), length, key)
     assert np.array_equal(np.sort(places), np.arange(length))
 
 
 @given(length=st.integers(2**20, order.LONGEST), key=keys, data=st.data())
+@settings(deadline=None)
 def test_random_access_at_any_length(length: int, key: int, data: st.DataObject) -> None:
     index = data.draw(st.lists(st.integers(0, length - 1), min_size=2, max_size=20, unique=True))
     permutation = order.Permutation(length, key)

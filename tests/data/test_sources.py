@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait import spec
@@ -75,6 +75,7 @@ def test_plain_paths_are_one_source_and_tables_one_each(tmp_path: Path) -> None:
 
 
 @given(pieces=st.lists(st.binary(max_size=12), min_size=1), separator=st.binary(min_size=1, max_size=3), block=st.integers(1, 5))
+@settings(deadline=None)
 def test_cutting_a_stream_is_cutting_the_whole(pieces: list[bytes], separator: bytes, block: int) -> None:
     whole = separator.join(pieces)
     cut = list(streams.cut((whole[at : at + block] for at in range(0, len(whole), block)), separator))

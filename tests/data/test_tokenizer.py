@@ -58,13 +58,13 @@ def test_a_stream_shows_whole_characters_and_nothing_else(kind: tokenizer.Tokeni
 
 
 @given(text=st.text(max_size=40))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_bytes_are_never_lost(trained: tokenizer.Tokenizer, text: str) -> None:
     assert trained.decode(trained.encode([text])[0].tolist()) == text
 
 
 @given(ids=st.lists(st.integers(0, 279), max_size=30))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_stream_of_any_tokens_is_their_text(trained: tokenizer.Tokenizer, ids: list[int]) -> None:
     stream = tokenizer.TextStream(trained)
     assert "".join(stream.push(token) for token in ids) + stream.flush() == trained.decode(ids)
