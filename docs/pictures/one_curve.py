@@ -78,9 +78,9 @@ def _draw_losses(axes: Axes, curves: dict[str, list[events.Step]]) -> None:
     axes.annotate(
         "SIGKILL",
         (KILLED_AT, killed),
-        (KILLED_AT, killed + 0.9),
+        (KILLED_AT, killed + 0.8),
         ha="center",
-        arrowprops={"arrowstyle": "-|>", "color": INK, "shrinkB": 6},
+        arrowprops={"arrowstyle": "-|>", "color": INK, "shrinkB": 14},
     )
     axes.set_ylabel("loss, nats a token")
     axes.legend(frameon=False, loc="upper right", labelcolor=INK)
@@ -89,15 +89,16 @@ def _draw_losses(axes: Axes, curves: dict[str, list[events.Step]]) -> None:
 def _draw_differences(axes: Axes, curves: dict[str, list[events.Step]]) -> float:
     first, *others = curves.values()
     largest = 0.0
-    for steps, colour, width in zip(others, STRANDS[1:], (2.2, 1.4), strict=True):
+    for steps, colour, size in zip(others, STRANDS[1:], (4.0, 2.0), strict=True):
         apart = [abs(one.loss - other.loss) / abs(one.loss) for one, other in zip(first, steps, strict=True)]
-        axes.plot(_steps(steps), [value or None for value in apart], color=colour, linewidth=width)
+        axes.plot(_steps(steps), [value or None for value in apart], "o", color=colour, markersize=size)  # equal ones have no logarithm
         largest = max(largest, *apart)
     axes.set_yscale("log")
     axes.set_ylim(1e-17, 1e-8)
     axes.set_yticks([1e-16, 1e-12, 1e-8])
     axes.axhline(1e-9, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axes.text(STEPS, 6e-10, "tolerance of the proof, 1e-9", ha="right", va="top")
+    axes.text(1, 1e-13, f"largest: {largest:.1e}", ha="left", va="bottom")
     axes.set_ylabel("relative\ndifference")
     axes.set_xlabel("step")
     axes.margins(x=0.01)
