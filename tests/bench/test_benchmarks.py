@@ -1,0 +1,41 @@
+"""Every benchmark runs from end to end. What it measures here means nothing: models are tiny and cores are shared."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runs import write_corpus
+
+ALL = Path(__file__).parents[2] / "bench/all.py"
+
+
+def run(name: str, folder: Path) -> list[dict[str, Any]]:
+    corpus, results = write_corpus(folder, documents=400), folder / "results.json"
+    command = [sys.executable, str(ALL), "--tiny", "--only", name, "--corpus", str(corpus), "--results", str(results)]
+    subprocess.run(command, check=True, timeout=400)
+    figures: list[dict[str, Any]] = json.loads(results.read_text())["figures"]
+    return figures
+
+
+def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> None:
+    (figure,) = run("preparing", tmp_path)
+    assert figure["low"] <= figure["value"] <= figure["high"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one_process", "two_replicas", "first_step", "loader", "checkpoints"])
+def test_training_is_measured(name: str, tmp_path: Path) -> None:
+    assert all(figure["value"] > 0 for figure in run(name, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the extra [bench]")
+def test_transformers_is_measured(tmp_path: Path) -> None:
+    assert all(figure["value"] > 0 for figure in run("against_transformers", tmp_path))
