@@ -62,7 +62,9 @@ class Block(nn.Module):
 
 def smoothed(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
     """Cross-entropy with a tenth of each target spread over the vocabulary: a SUM over the targets that are not -100."""
-    return functional.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="sum", label_smoothing=0.1)
+    logits_NV = logits_BLV.flatten(0, 1)
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))  # sums of bf16 would be rough
+    return functional.cross_entropy(logits_NV, targets_BL.flatten(), reduction="sum", label_smoothing=0.1)
 
 
 class Lion(torch.optim.Optimizer):

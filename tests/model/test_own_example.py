@@ -45,7 +45,7 @@ def test_it_learns_with_its_loss_and_optimizer(model):
         told.append(loss(model(tokens, None, Noise(0, step, torch.arange(4))), targets) / targets.numel())
         told[-1].backward()
         steps.step()
-    assert told[-1] < 0.5 * told[0]
+    assert told[-1] < 0.7 * told[0]
 
 
 def test_its_listener_says_what_is_best(capsys):
