@@ -144,9 +144,8 @@ class Finished(Event):
     step: int
 
 
-_KNOWN: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Started, Resumed, Step, Evaluated, Saved, SaveFailed, RolledBack, Joined, Lost, Stopped, Finished)
-}
+KINDS: tuple[type[Event], ...] = (Joined, Started, Resumed, Step, Evaluated, Saved, SaveFailed, RolledBack, Lost, Stopped, Finished)
+_KNOWN = {kind.__name__: kind for kind in KINDS}
 _VOIDING: dict[type[Event], str] = {Resumed: "from_step", RolledBack: "to_step"}
 
 

@@ -387,8 +387,7 @@ class Run(Section):
 
         Layout, cluster, checkpoints and what is merely watched may change between starts.
         """
-        whole = flatten(self.resolved())
-        return {key: value for key, value in whole.items() if key.startswith(("model.", "data.", "train.", "sync.")) and key not in _FREE}
+        return {key: value for key, value in flatten(self.resolved()).items() if shapes_curve(key)}
 
 
 _FREE = {
@@ -434,6 +433,11 @@ def parse(table: Mapping[str, Any], origin: str = "run") -> Run:
 def schema() -> dict[str, Any]:
     """The run file's JSON Schema, for editors."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "plait run file", **Run.model_json_schema(by_alias=True)}
+
+
+def shapes_curve(setting: str) -> bool:
+    """Whether a run resumes only with the same value of a dotted setting."""
+    return setting.startswith(("model.", "data.", "train.", "sync.")) and setting not in _FREE
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
