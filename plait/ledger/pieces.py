@@ -65,10 +65,9 @@ class Pieces:
         """(step, range) of each piece that is not in yet, made as it is asked for."""
         assert self._plan.piece is not None
         for step in range(committed + 1, self._plan.steps + 1):
-            already = {tuple(span) for _, span, _, _ in self._done.get(step, [])}
-            for span in shares.pieces(self._plan.size(step), self._plan.piece):
-                if tuple(span) not in already:
-                    yield step, span
+            done = [span for _, span, _, _ in self._done.get(step, [])]
+            for span in shares.pieces(shares.gaps(self._plan.size(step), done), self._plan.piece):
+                yield step, span
 
 
 def _as_dict(vote: Vote) -> dict[str, Any]:

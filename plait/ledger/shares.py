@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from plait.events import Ranges
 
@@ -21,9 +22,15 @@ def deal(size: int, capacities: Sequence[float]) -> list[Ranges]:
     return shares
 
 
-def pieces(size: int, micro_batch: int) -> list[list[int]]:
-    """Positions [0, size) cut into micro-batches."""
-    return [[first, min(first + micro_batch, size)] for first in range(0, size, micro_batch)]
+def pieces(ranges: Ranges, micro_batch: int) -> list[list[int]]:
+    """Ranges cut into micro-batches."""
+    return [[start, min(start + micro_batch, end)] for first, end in ranges for start in range(first, end, micro_batch)]
+
+
+def gaps(size: int, done: Ranges) -> Ranges:
+    """What of the positions [0, size) is not in `done`."""
+    edges = [[0, 0], *merge(done), [size, size]]
+    return [[end, first] for (_, end), (first, _) in pairwise(edges) if end < first]
 
 
 def merge(ranges: Ranges) -> Ranges:

@@ -211,7 +211,8 @@ def test_every_sample_of_a_step_is_shared_out_once(replicas: int, size: int, dat
 def test_pieces_commit_in_any_order_each_once_across_a_restart(
     replicas: int, steps: int, size: int, piece: int, data: st.DataObject
 ) -> None:
-    """Workers finish in any order; the run is stopped somewhere and goes on from its position in a new ledger."""
+    """Workers finish in any order; the run is stopped somewhere and goes on from its position in a new ledger,
+    which cuts pieces of another size."""
     run = plan(replicas, steps=steps, size=size, piece=piece)
     house = House(run)
     history = house.recorded
@@ -230,6 +231,7 @@ def test_pieces_commit_in_any_order_each_once_across_a_restart(
         if verdict.save:
             position = verdict.position
         if not working and position["step"] < steps:
+            run = plan(replicas, steps=steps, size=size, piece=data.draw(st.integers(1, 4)))
             house = House(run, position)
             history += [events.Resumed(0.0, position["step"])]
             house.recorded = history
