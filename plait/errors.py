@@ -1,13 +1,13 @@
 """Every error that plait raises on purpose, and the exit code that each one means.
 
-    PlaitError                 1   something went wrong
-    ├── UserError              2   a user's mistake: one message says what, where, and what would be right
-    │   ├── RunFileError           in a run file or an override
-    │   ├── DataError              in a corpus, a tokenizer or a token file
-    │   └── CheckpointError        in a run's folder or a checkpoint
-    ├── WorkerFailed           1   a worker raised or died; the message names its rank
-    ├── ProofFailed            3   a check ran, and what it checks does not hold
-    └── Interrupted           75   stopped on request, everything saved: run again to resume
+PlaitError                 1   something went wrong
+├── UserError              2   a user's mistake: one message says what, where, and what would be right
+│   ├── RunFileError           in a run file or an override
+│   ├── DataError              in a corpus, a tokenizer or a token file
+│   └── CheckpointError        in a run's folder or a checkpoint
+├── WorkerFailed           1   a worker raised or died; the message names its rank
+├── ProofFailed            3   a check ran, and what it checks does not hold
+└── Interrupted           75   stopped on request, everything saved: run again to resume
 """
 
 

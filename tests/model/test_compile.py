@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from plait import spec
 from plait.model.build import build
@@ -15,6 +14,8 @@ from plait.model.noise import Noise
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_blocks_give_the_same_and_never_compile_again(family, backend):
+    from torch._dynamo.testing import CompileCounterWithBackend  # takes seconds to import
+
     torch._dynamo.reset()
     model = spec.Model(family=family, layers=3, width=32, heads=4, kv_heads=2, dropout=0.2)
     eager, compiled = (build(model, 50, 24, seed=0, dtype=torch.float64) for _ in range(2))
