@@ -9,7 +9,7 @@ Written out, a chunk of queries meets only the keys up to its own end, so that h
              ████████
 
 It serves where torch's kernel does not: with dropout, whose mask is the design's hash of (head, query, key); and on CPUs, where
-it is 1.1 to 1.4 times as fast in fp32 and 2 to 3 times in bf16, as long as the weights, which it keeps, stay small. Query heads
+it is 1.1 to 1.4 times as fast in fp32 and 1.5 to 2 times in bf16, as long as the weights, which it keeps, stay small. Query heads
 that share a key head are stacked along the queries, so that keys and values are never repeated.
 Shapes: B samples, H = G x R query heads, G key heads, L positions, E width of a head; N = B x G.
 """
