@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ import tomli_w
 from plait import spec
 from plait.cluster.nursery import Nursery
 from plait.tasks.pretrain import train
+from plait.train import manifest
 from tests.runs import differences, steps_of, tiny
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "plait"]
@@ -67,12 +71,12 @@ def test_torchrun_with_another_number_of_processes_is_refused_by_all(run_file: P
     assert "exitcode  : 2" in output
 
 
-def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: Path, tmp_path: Path) -> None:
+def start_both(run_file: Path, out: Path, *overrides: str) -> list[subprocess.Popen[str]]:
     """Open MPI's variables without Open MPI, so that this runs everywhere; the real one is below."""
     job = uuid.uuid4().hex
-    processes = [
+    return [
         start(
-            [sys.executable, "-m", "plait", "train", str(run_file), "--out", str(tmp_path / "out")],
+            [sys.executable, "-m", "plait", "train", str(run_file), *overrides, "--out", str(out)],
             {
                 "OMPI_COMM_WORLD_RANK": str(rank),
                 "OMPI_COMM_WORLD_SIZE": "2",
@@ -83,10 +87,38 @@ def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: P
         )
         for rank in range(2)
     ]
+
+
+def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: Path, tmp_path: Path) -> None:
+    processes = start_both(run_file, tmp_path / "out")
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert [step.step for step in steps_of(tmp_path / "out")] == [1, 2, 3, 4, 5, 6]
     assert sum("finished after step 6" in output for output in outputs) == 1  # rank 0 alone writes the log
+
+
+def test_a_failing_rank_is_shown_once_and_ends_all(run_file: Path, tmp_path: Path) -> None:
+    processes = start_both(run_file, tmp_path / "out", "balance.capacity=[0.0, 1.0]", "train.loss=tests.wrong:failing")
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], outputs
+    assert "plait: replica 1 rank 0: Traceback" in outputs[0]
+    assert "Traceback" not in outputs[1]
+
+
+def test_one_ranks_sigterm_saves_and_stops_all(run_file: Path, tmp_path: Path) -> None:
+    processes = start_both(run_file, tmp_path / "out", "train.duration=5000 steps")
+    wait_for(lambda: bool(steps_of(tmp_path / "out")))
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert manifest.latest(tmp_path / "out" / "checkpoints") is not None
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.skipif(MPIRUN[0] is None, reason="Open MPI is not installed")
