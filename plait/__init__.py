@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -30,6 +32,17 @@ _HOMES = {
     "train": "plait.tasks.pretrain",
 }
 __all__ = ["Interrupted", "PlaitError", "Run", "UserError", "__version__", "evaluate", "generate", "load", "prepare", "train"]
+
+
+class _Package(ModuleType):
+    """`plait.train` is the function: importing the room of that name must not put the room in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

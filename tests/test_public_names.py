@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -19,6 +20,12 @@ def test_the_list() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_can_be_imported(name: str) -> None:
     assert getattr(plait, name) is not None
+
+
+def test_rooms_do_not_hide_functions() -> None:
+    """There is a room called train, which Python would set as an attribute when it is first imported."""
+    importlib.import_module("plait.train.manifest")
+    assert plait.train is importlib.import_module("plait.tasks.pretrain").train
 
 
 def test_another_name_is_refused() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli_w
 import zstandard
 
 from plait import spec
 from plait.cluster.nursery import Nursery
+from plait.data import prepare as data_prepare
+from plait.data.tokens import Prepared
 from plait.tasks import pretrain
 from tests.docs.pages import ROOT
 
@@ -20,7 +23,7 @@ SMOKE = [
     "model.heads=2",
     "model.kv_heads=1",
     "data.tokenizer={ train = 272 }",
-    "data.sequence=16",
+    "data.sequence=48",
     "data.workers=1",
     "train.duration=3 steps",
     "train.batch=4",
@@ -54,19 +57,20 @@ def examples(tmp_path: Path, corpus: Path, prepared: Path, monkeypatch: pytest.M
 
 
 @pytest.fixture
-def smoke(monkeypatch: pytest.MonkeyPatch, nursery: Nursery) -> Callable[[spec.Run], spec.Run]:
-    """Makes every training small, and forks it from the session's nursery. Returns what makes a run small."""
-    real = pretrain.train
+def smoke(monkeypatch: pytest.MonkeyPatch, nursery: Nursery, tmp_path: Path) -> None:
+    """Makes every preparation and training small, and forks the latter from the session's nursery."""
+    train, prepare = pretrain.train, data_prepare.prepare
 
     def small(run: spec.Run) -> spec.Run:
-        table = run.resolved()
-        table.get("model", {}).pop("settings", None)
-        for setting in SMOKE:
-            spec._lay_over(table, setting)
-        return spec.parse(table)
+        whole = tmp_path / "whole.toml"
+        whole.write_text(tomli_w.dumps(run.resolved()))
+        return spec.load(whole, SMOKE)
 
-    def train(run: spec.Run, *arguments: object, **named: object) -> pretrain.Result:
-        return real(small(run), *arguments, **{**named, "nursery": nursery})  # type: ignore[arg-type]
+    def train_small(run: spec.Run, *arguments: Any, **named: Any) -> pretrain.Result:
+        return train(small(run), *arguments, **{**named, "nursery": nursery})
 
-    monkeypatch.setattr(pretrain, "train", train)
-    return small
+    def prepare_small(data: spec.Data, **named: Any) -> Prepared:
+        return prepare(small(spec.Run(data=data, train=spec.Train(duration=spec.Duration("1 steps")))).data, **named)
+
+    monkeypatch.setattr(pretrain, "train", train_small)
+    monkeypatch.setattr(data_prepare, "prepare", prepare_small)
