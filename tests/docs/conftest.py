@@ -40,20 +40,36 @@ SMOKE = [
 """Laid over each run of a page, after the page's own settings."""
 
 
-@pytest.fixture
-def examples(tmp_path: Path, corpus: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with a copy of examples/ on a tiny corpus; token files are kept for the session."""
-    shutil.copytree(ROOT / "examples", tmp_path / "examples", ignore=shutil.ignore_patterns("*.zst", "__pycache__"))
-    text = zstandard.compress(corpus.read_bytes())
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Path) -> Path:
+    """A folder with the examples on a tiny corpus, a text of one's own, and token files that are kept for the session."""
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(ROOT / "examples", folder / "examples", ignore=shutil.ignore_patterns("*.zst", "__pycache__"))
     for source in (ROOT / "examples").rglob("*.zst"):
-        (tmp_path / source.relative_to(ROOT)).write_bytes(text)
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    (tmp_path / "my").mkdir()
-    (tmp_path / "my" / "book.txt").write_bytes(corpus.read_bytes())
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "prepared").symlink_to(prepared)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+        (folder / source.relative_to(ROOT)).write_bytes(zstandard.compress(corpus.read_bytes()))
+    (folder / "my").mkdir()
+    shutil.copy(corpus, folder / "my" / "book.txt")
+    (folder / "runs").mkdir()
+    (folder / "runs" / "prepared").symlink_to(prepared)
+    return folder
+
+
+@pytest.fixture
+def examples(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder that is a copy of the world."""
+    shutil.copytree(world, tmp_path / "here", symlinks=True)
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+@pytest.fixture(scope="session")
+def demo(world: Path, nursery: Nursery) -> Path:
+    """A run's folder, as pages assume it to be there; trained once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        pretrain.train(spec.load("examples/austen.toml", SMOKE), "runs/demo", nursery=nursery)
+    (world / "runs" / "austen").symlink_to("demo")
+    return world / "runs" / "demo"
 
 
 @pytest.fixture

@@ -10,20 +10,12 @@ import pytest
 import torch
 
 from plait import spec
-from plait.tasks import pretrain
 from tests.docs.pages import PAGES, blocks, name
 
 NEEDED = {"data": {"corpus": ["corpus.txt"]}, "train": {"duration": "1 steps", "batch": 64}}
 
 
-@pytest.fixture
-def demo(examples: Path, smoke: None) -> None:
-    """A run's folder, as pages assume it to be there."""
-    pretrain.train(spec.load("examples/austen.toml"), "runs/demo")
-    (examples / "runs" / "austen").symlink_to("demo")
-
-
-@pytest.mark.usefixtures("demo")
+@pytest.mark.usefixtures("demo", "examples", "smoke")
 @pytest.mark.parametrize("page", [page for page in PAGES if list(blocks(page, "python"))], ids=name)
 def test_python(page: Path, tmp_path: Path) -> None:
     """The blocks of a page run in order and share their names."""

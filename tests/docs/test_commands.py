@@ -39,7 +39,10 @@ def plait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 def test_commands(page: Path, plait: Plait) -> None:
     for example in shown(page):
         words = words_of(example.command)
-        if words[0] == "make":
+        if words[0] in LAUNCHERS:
+            # tests/cluster/test_launchers.py starts such; here it is read alone
+            expect_success(plait, [*words[words.index("plait") + 1 :], "--resolved"], example)
+        elif words[0] == "make":
             assert set(words[1:]) <= targets(), example.command
         elif words[0] == "plait":
             if example.output.startswith("plait: "):
@@ -51,11 +54,9 @@ def test_commands(page: Path, plait: Plait) -> None:
 
 
 def words_of(command: str) -> list[str]:
-    """The command without what stands before plait: variables, .venv/bin/, a launcher; and without what a shell adds behind it."""
+    """The command without variables and .venv/bin/ before it, and without what a shell adds behind it."""
     words = [word for word in shlex.split(command.rstrip(" &"), comments=True) if not re.fullmatch(r"[A-Z_]+=.*", word)]
     words = [word.removeprefix(".venv/bin/") for word in words]
-    if words[0] in LAUNCHERS:
-        words = words[words.index("plait") :]
     return words[: words.index("|")] if "|" in words else words
 
 
