@@ -56,12 +56,14 @@ def _chunk(logits_nV: Tensor, targets_n: Tensor, gradient_nV: Tensor | None) -> 
     counted_n1 = (targets_n != NO_TARGET)[:, None]
     index_n1 = targets_n.clamp_min(0)[:, None]
     log_p_nV = torch.log_softmax(logits_nV, -1, dtype=_wide(logits_nV.dtype))
-    loss = -torch.where(counted_n1, log_p_nV.gather(1, index_n1), 0.0).sum()
     if gradient_nV is not None:
-        p_nV = log_p_nV.exp_()
-        p_nV.scatter_add_(1, index_n1, p_nV.new_full(index_n1.shape, -1.0))
-        torch.mul(p_nV, counted_n1, out=gradient_nV) if gradient_nV.dtype == p_nV.dtype else gradient_nV.copy_(p_nV.mul_(counted_n1))
-    return loss
+        one_hot_nV = torch.zeros_like(log_p_nV).scatter_(1, index_n1, -counted_n1.to(log_p_nV.dtype))
+        same = gradient_nV.dtype == log_p_nV.dtype
+        p_minus_one_hot_nV = gradient_nV if same else torch.empty_like(log_p_nV)
+        torch.ops.aten._log_softmax_backward_data.out(one_hot_nV, log_p_nV, -1, log_p_nV.dtype, out=p_minus_one_hot_nV)
+        if not same:
+            gradient_nV.copy_(p_minus_one_hot_nV)
+    return -torch.where(counted_n1, log_p_nV.gather(1, index_n1), 0.0).sum()
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

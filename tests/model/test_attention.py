@@ -15,6 +15,7 @@ B, L, E = 3, 21, 4
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(attention, "CHUNK", 8)
+    monkeypatch.setattr(attention, "LONG", 0)
 
 
 def inputs(heads, groups, dtype=torch.float64):
