@@ -150,6 +150,7 @@ def test_schema_accepts_what_the_run_file_accepts(plait: Plait) -> None:
         ("elastic.replicas=[1,2]", ["elastic", "not built yet"]),
         ("alerts.command=x", ["alerts", "not built yet"]),
         ("checkpoint.copy=s3://x", ["checkpoint", "copy is not built yet"]),
+        ("cluster.launcher=environment", ["no launcher started this process", "torchrun"]),
         ("cluster.launcher=ray", ["ray", "not built yet"]),
         ("balance.capacity=[1,2]", ["balance.capacity", "layout.replicas = 1"]),
         ("watch.wandb=x", ["wandb"]),

@@ -68,6 +68,10 @@ def train(
     """
     if world := environment.read():
         return _train_under(world, run, Path(out), listeners, preparing)
+    if run.cluster.launcher == "environment":
+        raise RunFileError(
+            'cluster.launcher = "environment", but no launcher started this process; use torchrun, srun or mpirun, or "local"'
+        )
     prepared = prepare(run, preparing)
     with Folder(Path(out)) as folder, ExitStack() as stack:
         started = Start(run, folder, prepared)
