@@ -63,6 +63,7 @@ class Worker:
         self._prepared = Prepared.open(Path(config.prepared), run.data)
         leave_out_of_optimizers()
         devices.set_threads(run.cluster.threads, config.workers_here)
+        devices.keep_freed_memory()
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)
         self._replica = Replica(run, self._prepared.vocabulary, self._device)
