@@ -46,11 +46,11 @@ def main() -> None:
             began = time.monotonic()
             place = Place(Path(folder) / name, Path(folder) / "prepared", effort, arguments.corpus)
             place.folder.mkdir()
-            figures += importlib.import_module(name).measure(place)
-            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+            rows = importlib.import_module(name).measure(place)
+            figures += rows
+            print(f"{name}: {time.monotonic() - began:.0f} s; " + "; ".join(map(str, rows)), flush=True)
+            _keep(figures, Path(arguments.results))
     _show(figures)
-    results = {"machine": _machine(), "figures": [{**asdict(figure), "met": figure.met} for figure in figures]}
-    Path(arguments.results).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -61,6 +61,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", default=CORPUS, help="a path or glob of text")
     parser.add_argument("--results", default=Path(__file__).with_name("results.json"))
     return parser.parse_args()
+
+
+def _keep(figures: list[Figure], path: Path) -> None:
+    """Written after each benchmark: a run that is cut off keeps what it measured."""
+    results = {"machine": _machine(), "figures": [{**asdict(figure), "met": figure.met} for figure in figures]}
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def _show(figures: list[Figure]) -> None:

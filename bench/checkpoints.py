@@ -1,10 +1,16 @@
-"""What checkpoints cost: 25M parameters, one each 50 steps, while training goes on; and the same training without them."""
+"""What checkpoints cost a training of 25M parameters that saves one each 50 steps.
+
+Each save is followed by a window of steps; the median step of the run is the pace without one:
+
+    lost = (time of the window - steps x pace) / (steps x pace)        the writer's share of the cores included
+"""
 
 from __future__ import annotations
 
 import statistics
+from itertools import pairwise
 
-from contest import PlaitTraining, contest, ratios
+from contest import WARM, PlaitTraining
 from place import MIDDLE, Figure, Place
 
 STALLED = 0.05
@@ -14,14 +20,15 @@ EVERY = 50
 def measure(place: Place) -> list[Figure]:
     every = 10 if place.effort.tiny else EVERY
     run_file = place.run_file(MIDDLE, train={"batch": 4, "micro_batch": 4})
-    saving = PlaitTraining(run_file, place.new("out"), f'checkpoint.every="{every} steps"', name="saving")
-    rounds = max(2, place.effort.rounds // 2)
-    with saving, PlaitTraining(run_file, place.new("out"), name="plain") as plain:
-        rates = contest([saving, plain], rounds, 0.0, every + 1)
-        seconds = [every * 4 * 128 / rate for rate in rates[0]]
-        stalled = [saved["stalled"] / statistics.median(seconds) for saved in saving.saved]
+    with PlaitTraining(run_file, place.new("out"), f'checkpoint.every="{every} steps"', name="saving") as saving:
+        saving.run(WARM)
+        [ticks] = saving.run(every * max(1, place.effort.rounds // 2) + 1)
+    steps = [end - start for (start, _), (end, _) in pairwise(ticks)]
+    pace = every * statistics.median(steps)
+    lost = [sum(steps[first : first + every]) / pace - 1 for first in range(0, len(steps) - every + 1, every)]
+    stalled = [saved["stalled"] / pace for saved in saving.saved]
     size = f"{saving.saved[-1]['bytes'] / 2**20:,.0f} MiB in {statistics.median(saved['seconds'] for saved in saving.saved):.1f} s"
     return [
         Figure.of(f"stalled by checkpoints, 25M parameters, one each {every} steps", STALLED, stalled, at_least=False, detail=size),
-        Figure.of("with checkpoints / without, tokens/s", 1 - STALLED, ratios(rates), detail="the writer's share of the cores included"),
+        Figure.of("lost to checkpoints, the writer's share of the cores included", STALLED, lost, at_least=False),
     ]

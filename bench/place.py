@@ -48,6 +48,9 @@ class Figure:
     def of(cls, what: str, goal: float, values: list[float], **others: Any) -> Figure:
         return cls(what, goal, statistics.median(values), min(values), max(values), **others)
 
+    def __str__(self) -> str:
+        return f"{self.what}: {self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+
     @property
     def met(self) -> bool:
         return self.value >= self.goal if self.at_least else self.value <= self.goal
