@@ -17,23 +17,44 @@ Shapes: B samples, H = G x R query heads, G key heads, L positions, E width of a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
+
+Exchange = Callable[[Tensor, Tensor, Tensor, Tensor | None, Dropout, Noise | None, Cut], Tensor]
+"""(q_BHLE, k_BGLE, v_BGLE, mask, dropout, noise, cut) -> mixed_BHLE, of the cut's positions; mask [B, 1, L, length] or None."""
 
 CHUNK = 64  # queries at once on a CPU; fewer leave the matmuls too small
 LONG = 256  # positions from which it is the faster on a CPU in fp32 and fp64; in bf16 it always is
 KEPT_BYTES = 2**26  # weights of one layer above which a CPU, too, takes torch's kernel, which keeps none
 
 
+class Mix(nn.Module):
+    """Where positions meet: attention without its parameters. `exchange` stands in for it where ranks share a sample."""
+
+    def __init__(self, dropout: Dropout) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.exchange: Exchange | None = None
+
+    def forward(
+        self, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, noise: Noise | None, cut: Cut | None = None
+    ) -> Tensor:
+        """As `attend`; with a cut, of its positions."""
+        if self.exchange is not None and cut is not None:
+            return self.exchange(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, cut)
+        return attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise)
+
+
 def attend(q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, dropout: Dropout, noise: Noise | None) -> Tensor:
     """Returns mixed values, [B, H, L, E]. mask: bool, [B, 1, L, keys], true where a query sees a key; causal when None."""
-    keep = _Keep(dropout, noise) if noise is not None and dropout.rate > 0 else None
+    keep = _keep(q_BHLE, dropout, noise) if noise is not None and dropout.rate > 0 else None
     if keep is None and not _better_written_out(q_BHLE, k_BGLE):
         shared = q_BHLE.shape[1] != k_BGLE.shape[1]
         return functional.scaled_dot_product_attention(q_BHLE, k_BGLE, v_BGLE, attn_mask=mask, is_causal=mask is None, enable_gqa=shared)
@@ -53,27 +74,37 @@ def _better_written_out(q_BHLE: Tensor, k_BGLE: Tensor) -> bool:
     return small and (L >= LONG or q_BHLE.dtype == torch.bfloat16)
 
 
-class _Keep:
-    """The elements of the weights that dropout keeps; an element's row is (head, query), its column the key."""
+def _keep(q_BHLE: Tensor, dropout: Dropout, noise: Noise) -> Keep:
+    heads, length = q_BHLE.shape[1:3]
+    first = 0 if noise.cut is None else noise.cut.head_share[0] * heads
+    positions_L = torch.arange(length, device=q_BHLE.device)
+    heads_H = torch.arange(first, first + heads, device=q_BHLE.device)
+    return Keep(dropout, noise, heads_H, positions_L, positions_L, length)
 
-    def __init__(self, dropout: Dropout, noise: Noise) -> None:
+
+class Keep:
+    """The elements of the weights that dropout keeps; an element's row is (head, query), its column the key.
+
+    heads_H, queries_L, keys_K: global numbers of what a rank computes. length: positions of a whole sample.
+    """
+
+    def __init__(self, dropout: Dropout, noise: Noise, heads_H: Tensor, queries_L: Tensor, keys_K: Tensor, length: int) -> None:
         self._dropout, self._noise = dropout, noise
+        self._rows_HL = heads_H[:, None] * length + queries_L
+        self._columns_K = keys_K.to(torch.int32)
         self.scale = 1.0 / (1.0 - dropout.rate)
 
-    def chunk(self, weights_NRCK: Tensor, heads: int, length: int, first: int) -> Tensor:
-        """The mask of the weights of queries [first, first + C) and keys [0, K), bool."""
-        C, K = weights_NRCK.shape[2:]
-        device = weights_NRCK.device
-        rows_HC = torch.arange(heads, device=device)[:, None] * length + torch.arange(first, first + C, device=device)
-        columns_K = torch.arange(K, dtype=torch.int32, device=device)
-        return self._dropout.keep(self._noise, rows_HC.flatten(), columns_K).view(weights_NRCK.shape)
+    def chunk(self, shape: torch.Size, first: int) -> Tensor:
+        """The mask of weights of `shape` [N, R, C, K], bool: of the queries from `first` on, and the first K keys."""
+        rows_HC = self._rows_HL[:, first : first + shape[2]]
+        return self._dropout.keep(self._noise, rows_HC.flatten(), self._columns_K[: shape[3]]).view(shape)
 
 
 class _WrittenOut(torch.autograd.Function):
     """Keeps the weights of each chunk, and with dropout their mask, for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, keep: _Keep | None) -> Tensor:
+    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, keep: Keep | None) -> Tensor:
         B, H, L, E = q_BHLE.shape
         G = k_BGLE.shape[1]
         q_NRLE = (q_BHLE * (1.0 / math.sqrt(E))).reshape(B * G, H // G, L, E)
@@ -86,7 +117,7 @@ class _WrittenOut(torch.autograd.Function):
             weights = _hide(scores_NRCK, mask, first, end, G).softmax(-1, dtype=scores.dtype)
             kept.append(weights)
             if keep is not None:
-                stays = keep.chunk(weights, H, L, first)
+                stays = keep.chunk(weights.shape, first)
                 kept.append(stays)
                 weights = _drop(weights, stays, keep.scale)
             mixed = weights.view(scores.shape) @ v_NLE[:, :end]

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plait import spec
-from plait.model.attention import attend
+from plait.model.attention import Mix
 from plait.model.cache import LayerCache
+from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
 
 
@@ -28,6 +29,21 @@ class Rotation(NamedTuple):
 
     cos: Tensor
     sin: Tensor
+
+
+class Around(NamedTuple):
+    """What every block is given beside x, alike in all of them: made from the tokens, so that it need not travel.
+
+    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None.
+    """
+
+    rotation: Rotation | None = None
+    mask: Tensor | None = None
+    noise: Noise | None = None
+    cut: Cut | None = None
+
+
+PLAIN = Around()
 
 
 class Linear(nn.Linear):
@@ -68,26 +84,23 @@ class Attention(nn.Module):
         self.queries_per_key = model.heads // model.key_value_heads
         self.qkv = Linear(model.width, (model.heads + 2 * model.key_value_heads) * self.head_width, bias=bias)
         self.out = Linear(model.width, model.width, bias=bias)
-        self.dropout = Dropout(model.dropout, f"{path}.dropout")
+        self.mix = Mix(Dropout(model.dropout, f"{path}.dropout"))
 
-    def forward(
-        self, x_BLD: Tensor, rotation: Rotation | None, mask: Tensor | None, noise: Noise | None, memory: LayerCache | None
-    ) -> Tensor:
-        """mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None."""
-        B, L, _ = x_BLD.shape
-        qkv_BLHE = self.qkv(x_BLD).view(B, L, -1, self.head_width)
+    def forward(self, x_BLD: Tensor, around: Around, memory: LayerCache | None) -> Tensor:
+        qkv_BLX = self.qkv(x_BLD)  # whose length is attention's, even where x holds a part of it
+        qkv_BLHE = qkv_BLX.view(*qkv_BLX.shape[:2], -1, self.head_width)
         kv_heads = qkv_BLHE.shape[2] // (self.queries_per_key + 2)  # told by the weight, which may be one rank's part
         heads = kv_heads * self.queries_per_key
-        if rotation is None:
+        if around.rotation is None:
             q_BLHE, k_BLGE, v_BLGE = qkv_BLHE.split([heads, kv_heads, kv_heads], 2)
         else:
             qk_BLHE, v_BLGE = qkv_BLHE.split([heads + kv_heads, kv_heads], 2)
-            q_BLHE, k_BLGE = rotate(qk_BLHE, rotation).split([heads, kv_heads], 2)
+            q_BLHE, k_BLGE = rotate(qk_BLHE, around.rotation).split([heads, kv_heads], 2)
         q_BHLE, k_BGLE, v_BGLE = q_BLHE.transpose(1, 2), k_BLGE.transpose(1, 2), v_BLGE.transpose(1, 2)
         if memory is not None:
             k_BGLE, v_BGLE = memory.extend(k_BGLE, v_BGLE)
-        mixed_BHLE = attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise)
-        return cast(Tensor, self.out(mixed_BHLE.transpose(1, 2).reshape(B, L, -1)))
+        mixed_BHLE = self.mix(q_BHLE, k_BGLE, v_BGLE, around.mask, around.noise, around.cut)
+        return cast(Tensor, self.out(mixed_BHLE.transpose(1, 2).flatten(2)))
 
 
 class GeluMLP(nn.Module):
@@ -127,16 +140,9 @@ class Block(nn.Module):
         self.dropout1 = Dropout(model.dropout, f"{path}.dropout1")
         self.dropout2 = Dropout(model.dropout, f"{path}.dropout2")
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        rotation: Rotation | None = None,
-        mask: Tensor | None = None,
-        noise: Noise | None = None,
-        memory: LayerCache | None = None,
-    ) -> Tensor:
-        x_BLD = x_BLD + self.dropout1(self.attention(self.norm1(x_BLD), rotation, mask, noise, memory), noise)
-        return cast(Tensor, x_BLD + self.dropout2(self.mlp(self.norm2(x_BLD)), noise))
+    def forward(self, x_BLD: Tensor, around: Around = PLAIN, memory: LayerCache | None = None) -> Tensor:
+        x_BLD = x_BLD + self.dropout1(self.attention(self.norm1(x_BLD), around, memory), around.noise)
+        return cast(Tensor, x_BLD + self.dropout2(self.mlp(self.norm2(x_BLD)), around.noise))
 
 
 def norm(model: spec.Model) -> nn.Module:

@@ -14,13 +14,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from plait import spec
 from plait.model.attention import causal_mask
-from plait.model.blocks import Block, Embedding, Linear, Rotation, norm
+from plait.model.blocks import Around, Block, Embedding, Linear, Rotation, norm
 from plait.model.cache import Cache
+from plait.model.cut import Cut
 from plait.model.init import Constant, InitialTable, Normal
 from plait.model.noise import Dropout, Noise
 from plait.model.sharding import ShardingTable
@@ -44,7 +44,9 @@ class Decoder(nn.Module):
         self.dropout = Dropout(model.dropout, "embed.dropout")
         self.blocks = nn.ModuleList(Block(model, f"blocks.{layer}") for layer in range(model.layers))
         self.norm = norm(model)
-        self.head = None if model.tied_head else Linear(model.width, vocabulary, bias=False)
+        self.head = Linear(model.width, vocabulary, bias=False)
+        if model.tied_head:
+            self.head.weight = self.embed.weight
 
     def forward(
         self,
@@ -52,39 +54,63 @@ class Decoder(nn.Module):
         documents_BL: Tensor | None = None,
         noise: Noise | None = None,
         cache: Cache | None = None,
+        cut: Cut | None = None,
     ) -> Tensor:
         """logits_BLV, in the dtype that matmuls are computed in.
 
-        documents_BL: numbers of documents; attention stays within one. noise: dropout is drawn from it; none without it.
-        cache: tokens go on behind what it holds. Raises ValueError: more positions than the context.
+        documents_BL: numbers of documents, of whole samples; attention stays within one. noise: dropout is drawn from it; none
+        without it. cache: tokens go on behind what it holds. cut: tokens are those at its positions.
+        Raises ValueError: more positions than the context.
         """
         length = tokens_BL.shape[1]
         if length > self.context:
             raise ValueError(f"{length} positions are more than the model's context of {self.context}")
-        positions_BL, mask = (None, _document_mask(documents_BL)) if cache is None else cache.extend(length)
-        x_BLD = self.dropout(self._embed(tokens_BL, positions_BL), noise)
-        rotation = None if self.rotary is None else self.rotary(length, positions_BL, x_BLD)
-        recompute = self.model.recompute == "full" and torch.is_grad_enabled()
+        if cache is None:
+            around, positions_BL = self.around(length, documents_BL, noise, cut), None
+        else:
+            positions_BL, mask = cache.extend(length)
+            around = Around(self._rotation(length, positions_BL), mask, noise)
+        x_BLD = self.enter(tokens_BL, around, positions_BL)
         for layer, block in enumerate(self.blocks):
-            if recompute:
-                # The noise is a hash: recomputing draws the same, and no generator's state needs keeping.
-                x_BLD = checkpoint(block, x_BLD, rotation, mask, noise, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x_BLD = block(x_BLD, rotation, mask, noise, None if cache is None else cache.layer(layer))
-        x_BLD = self.norm(x_BLD)
-        return functional.linear(x_BLD, (self.embed if self.head is None else self.head).weight)
+            x_BLD = self.through(block, x_BLD, around) if cache is None else block(x_BLD, around, cache.layer(layer))
+        return self.leave(x_BLD)
+
+    # A forward pass in four parts, of which a pipeline's stages compute some: only x travels between them.
+
+    def around(self, length: int, documents_BL: Tensor | None, noise: Noise | None, cut: Cut | None = None) -> Around:
+        """What blocks are given beside x, for `length` positions."""
+        mask = _document_mask(documents_BL)
+        if cut is None:
+            return Around(self._rotation(length, None), mask, noise)
+        mask = None if mask is None else mask[:, :, cut.positions_L]
+        return Around(self._rotation(length, cut.positions_L), mask, noise, cut)
+
+    def enter(self, tokens_BL: Tensor, around: Around, positions_BL: Tensor | None = None) -> Tensor:
+        """x_BLD, the residual stream before the first block."""
+        x_BLD = self.embed(tokens_BL)
+        if self.positions is not None:
+            positions_BL = positions_BL if around.cut is None else around.cut.stream_S
+            x_BLD = x_BLD + (self.positions.weight[: x_BLD.shape[1]] if positions_BL is None else self.positions(positions_BL))
+        return cast(Tensor, self.dropout(x_BLD, around.noise))
+
+    def through(self, block: nn.Module, x_BLD: Tensor, around: Around) -> Tensor:
+        """One block, recomputed in backward where the settings say so."""
+        if self.model.recompute == "full" and torch.is_grad_enabled():
+            # The noise is a hash: recomputing draws the same, and no generator's state needs keeping.
+            return cast(Tensor, checkpoint(block, x_BLD, around, use_reentrant=False, preserve_rng_state=False))
+        return cast(Tensor, block(x_BLD, around))
+
+    def leave(self, x_BLD: Tensor) -> Tensor:
+        """logits_BLV of what the last block returned."""
+        return cast(Tensor, self.head(self.norm(x_BLD)))
 
     def new_cache(self, rows: int, positions: int) -> Cache:
         """An empty memory for generating `rows` texts at once, of up to `positions` tokens each."""
         weight = self.embed.weight
         return Cache(self.model, rows, positions, dtype=_compute_dtype(weight), device=weight.device)
 
-    def _embed(self, tokens_BL: Tensor, positions_BL: Tensor | None) -> Tensor:
-        x_BLD = self.embed(tokens_BL)
-        if self.positions is None:
-            return cast(Tensor, x_BLD)
-        places = self.positions.weight[: tokens_BL.shape[1]] if positions_BL is None else self.positions(positions_BL)
-        return cast(Tensor, x_BLD + places)
+    def _rotation(self, length: int, positions: Tensor | None) -> Rotation | None:
+        return None if self.rotary is None else self.rotary(length, positions)
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -106,9 +132,10 @@ class _Rotary(nn.Module):
         self.register_buffer("cos", angles_LE.cos(), persistent=False)
         self.register_buffer("sin", angles_LE.sin(), persistent=False)
 
-    def forward(self, length: int, positions_BL: Tensor | None, x_BLD: Tensor) -> Rotation:
-        places = slice(length) if positions_BL is None else positions_BL
-        dtype = _compute_dtype(x_BLD)
+    def forward(self, length: int, positions: Tensor | None) -> Rotation:
+        """positions: [L] or [B, L]; the first `length` when None."""
+        places = slice(length) if positions is None else positions
+        dtype = _compute_dtype(self.cos)
         return Rotation(self.cos[places].to(dtype).unsqueeze(-2), self.sin[places].to(dtype).unsqueeze(-2))
 
 

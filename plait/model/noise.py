@@ -22,15 +22,25 @@ import math
 import torch
 from torch import Tensor, nn
 
+from plait.model.cut import Cut
+
 
 class Noise:
     """The keys of one micro-batch's samples.
 
-    samples_B: numbers of the samples in the run, int64, on the device that computes.
+    samples_B: numbers of the samples in the run, int64, on the device that computes. cut: the part of them that is computed here.
     """
 
-    def __init__(self, seed: int, step: int, samples_B: Tensor) -> None:
+    def __init__(self, seed: int, step: int, samples_B: Tensor, cut: Cut | None = None) -> None:
         self.key_B = _mix64(samples_B * _GOLDEN + _key64(f"{seed} {step}"))
+        self.cut = cut
+
+    def rows(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Global rows of an x of [sample, position, ..., column], int64: all dims but the first and the last, flat."""
+        if self.cut is None:
+            return torch.arange(math.prod(shape[1:-1]), device=device)
+        inner = math.prod(shape[2:-1])
+        return (self.cut.rows(shape[1])[:, None] * inner + torch.arange(inner, device=device)).flatten()
 
 
 class Dropout(nn.Module):
@@ -50,7 +60,7 @@ class Dropout(nn.Module):
         """x: [sample, ..., column]. Returns the same shape and dtype."""
         if noise is None or self.rate == 0.0:
             return x
-        rows_R = torch.arange(math.prod(x.shape[1:-1]), device=x.device)
+        rows_R = noise.rows(x.shape, x.device)
         columns_C = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
         keep = self.keep(noise, rows_R, columns_C).view(x.shape)
         # Scaled before it is masked: a scale in bf16 would itself be rounded, by 0.2 % for a rate of 0.1.

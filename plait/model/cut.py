@@ -1,0 +1,31 @@
+"""What part of each sample a rank computes, where a layout cuts samples by positions or attention by heads.
+
+    sample            0 1 2 3 4 5 6 7 8 9 a b c d e f      length
+    context = 2       0 1 2 3 . . . . . . . . c d e f      positions_L: what attention computes here
+    tensor = 2        0 1 2 3                              stream_S: what norms, residuals and dropout compute here
+
+A model asks it for nothing but numbers: who holds the rest, and how it travels, is not known here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Cut:
+    """length: positions of a whole sample. positions_L, stream_S: global positions, int64. head_share: (which, of how many)."""
+
+    length: int
+    positions_L: Tensor
+    stream_S: Tensor
+    head_share: tuple[int, int] = (0, 1)
+
+    def rows(self, length: int) -> Tensor:
+        """The global positions of a tensor of so many: the stream's, or attention's."""
+        if length == len(self.stream_S):
+            return self.stream_S
+        assert length == len(self.positions_L), (length, len(self.stream_S), len(self.positions_L))
+        return self.positions_L
