@@ -6,9 +6,12 @@ A model declares `sharding`, a mapping from patterns of parameter paths to one o
     column(6,2,2) several column weights stacked in one, in these proportions; each part is cut by itself
     row           cut by columns of the weight (dim 1): the layer's inputs are spread, its outputs are partial sums
     vocabulary    cut by entries of the vocabulary (dim 0)
+    expert        a stack of experts, cut by experts (dim 0), along an axis of their own
     replicated    kept whole
 
-Linear weights are [out, in]. The first pattern that fits counts. Who cuts, and along which mesh axis, is not known here.
+Linear weights are [out, in]. The first pattern that fits counts. A parameter that is cut must belong to an nn.Linear or nn.Embedding that
+the model calls (an expert's: to a module that knows its experts), since whoever cuts it also changes what the call does. Who cuts,
+and along which mesh axis, is not known here.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast
 
-Kind = Literal["column", "row", "vocabulary", "replicated"]
+Kind = Literal["column", "row", "vocabulary", "expert", "replicated"]
 ShardingTable = Mapping[str, str]
-_DIMS: dict[str, int | None] = {"column": 0, "row": 1, "vocabulary": 0, "replicated": None}
+_DIMS: dict[str, int | None] = {"column": 0, "row": 1, "vocabulary": 0, "expert": 0, "replicated": None}
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,10 @@ def check(table: ShardingTable, paths: Iterable[str]) -> None:
 
 
 def _read(pattern: str, words: str) -> Placement:
-    match = re.fullmatch(r"(column)\(([1-9]\d*(?:,[1-9]\d*)*)\)|(column|row|vocabulary|replicated)", words)
+    match = re.fullmatch(r"(column)\(([1-9]\d*(?:,[1-9]\d*)*)\)|(column|row|vocabulary|expert|replicated)", words)
     if match is None:
         raise ValueError(
-            f'the sharding table has "{pattern}": "{words}"; use "column", "column(2,1,1)", "row", "vocabulary" or "replicated"'
+            f'the sharding table has "{pattern}": "{words}"; use "column", "column(2,1,1)", "row", "vocabulary", "expert" or "replicated"'
         )
     parts = tuple(int(part) for part in match[2].split(",")) if match[2] else (1,)
     return Placement(cast(Kind, match[1] or match[3]), parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -198,20 +199,40 @@ class Layout(Section):
     """Replicas, each spread over pipeline x shard x context x tensor x expert."""
 
     replicas: Positive = Field(1, description="whole copies of the model that share each global batch")
-    pipeline: Positive = Field(1, description="not built yet")
-    shard: Positive = Field(1, description="not built yet")
-    context: Positive = Field(1, description="not built yet")
-    tensor: Positive = Field(1, description="not built yet")
-    expert: Positive = Field(1, description="not built yet")
+    pipeline: Positive = Field(1, description="stages of consecutive layers")
+    shard: Positive = Field(1, description="ranks that share parameters, gradients and optimizer state, and cut micro-batches by sequences")
+    context: Positive = Field(1, description="ranks that cut each sequence by positions")
+    tensor: Positive = Field(1, description="ranks that cut each matrix")
+    expert: Positive = Field(1, description="ranks that share the experts of a mixture, and cut micro-batches by sequences")
+    zero: Literal[1, 2, 3] = Field(
+        3, description="shard: what is kept in shares alone; 1: optimizer state, 2: gradients too, 3: parameters too"
+    )
+    offload: bool = Field(False, description="shard: parameters, gradients and optimizer state rest in the host's memory")
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zero_bubble"] = Field("1f1b", description="pipeline: the order of micro-batches")
+    stages: list[Positive] | None = Field(None, description="pipeline: layers of each stage, in order; by cost when left out")
+    context_by: Literal["ring", "ulysses"] = Field(
+        "ring", description="context: keys and values go around, or heads are exchanged for positions"
+    )
 
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
+    BUILT: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
     def _built(self) -> Self:
         for axis in self.INNER:
-            if getattr(self, axis) != 1:
+            if getattr(self, axis) != 1 and axis not in self.BUILT:
                 raise ValueError(f"{axis} = {getattr(self, axis)} is not built yet; leave it at 1 and use replicas")
         return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes of one replica."""
+        return math.prod(getattr(self, axis) for axis in self.INNER)
+
+    @property
+    def workers(self) -> int:
+        """Processes of all replicas."""
+        return self.replicas * self.ranks
 
 
 class Sync(Section):

@@ -1,0 +1,102 @@
+"""The mesh: the ranks of one replica, and the only place that makes groups of them.
+
+    rank = (((pipeline * S + shard) * C + context) * T + tensor) * E + expert
+
+    pipeline 2 x tensor 2      tensor 0   tensor 1
+              stage 0           rank 0     rank 1        groups "tensor": (0 1), (2 3)
+              stage 1           rank 2     rank 3        groups "pipeline": (0 2), (1 3)
+
+A replica is a torch.distributed world of its own: FSDP2, pipelining and checkpoints hold nothing else, and never notice how
+many replicas there are.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed
+from torch.distributed import ProcessGroup, Store
+
+from plait import spec
+from plait.replica.device import backend
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+AXES = spec.Layout.INNER
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """This rank's place: `sizes` and `place` by axis. `group` and `devices` are for axes longer than 1."""
+
+    sizes: dict[str, int]
+    place: dict[str, int]
+    devices: DeviceMesh | None = None
+
+    @property
+    def ranks(self) -> int:
+        return ranks_of(self.sizes)
+
+    @property
+    def rank(self) -> int:
+        number = 0
+        for axis in AXES:
+            number = number * self.sizes[axis] + self.place[axis]
+        return number
+
+    def size(self, axis: str) -> int:
+        return self.sizes[axis]
+
+    def group(self, axis: str) -> ProcessGroup | None:
+        """The ranks that differ from this one along `axis` alone; None where that is this rank alone."""
+        if self.sizes[axis] == 1 or self.devices is None:
+            return None
+        return self.devices.get_group(axis)
+
+    def of(self, axis: str) -> tuple[int, int]:
+        """(this rank's place along the axis, its length)."""
+        return self.place[axis], self.sizes[axis]
+
+
+ALONE = Mesh(dict.fromkeys(AXES, 1), dict.fromkeys(AXES, 0))
+
+
+def ranks_of(sizes: dict[str, int]) -> int:
+    number = 1
+    for axis in AXES:
+        number *= sizes[axis]
+    return number
+
+
+def place_of(rank: int, sizes: dict[str, int]) -> dict[str, int]:
+    """Where a rank stands along each axis; the last axis changes fastest."""
+    place = {}
+    for axis in reversed(AXES):
+        rank, place[axis] = divmod(rank, sizes[axis])
+    return {axis: place[axis] for axis in AXES}
+
+
+def make_mesh(layout: spec.Layout, rank: int, store: Store, device: torch.device, loopback: bool) -> Mesh:
+    """Join the replica's world as `rank` and make its groups. `store` is this replica's own. For a replica of one rank: nothing to do."""
+    sizes = {axis: getattr(layout, axis) for axis in AXES}
+    if ranks_of(sizes) == 1:
+        return ALONE
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group(backend(device), store=store, rank=rank, world_size=ranks_of(sizes), timeout=TIMEOUT)
+    devices = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=AXES)
+    return Mesh(sizes, place_of(rank, sizes), devices)
+
+
+def leave_mesh(mesh: Mesh) -> None:
+    """Close the replica's world."""
+    if mesh.devices is not None:
+        torch.distributed.destroy_process_group()
