@@ -81,7 +81,7 @@ class Parent:
             folder=str(site.folder),
             prepared=str(site.prepared),
             member=member,
-            local_rank=max(0, member[0]),
+            local_rank=max(0, member[0]) * self._ledger.plan.ranks + member[1],
             workers_here=workers - 1 if serving else workers,
             ledger=self._server.address,
             token=self._server.token,

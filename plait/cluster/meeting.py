@@ -16,6 +16,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store
 
+from plait import spec
 from plait.cluster import worker
 from plait.cluster.config import Config, Site
 from plait.cluster.environment import World
@@ -87,7 +88,9 @@ def lead(meeting: Meeting, site: Site, ledger: Ledger) -> None:
 
 def follow(meeting: Meeting, heard: dict[str, Any]) -> None:
     """Any other rank: do what rank 0 announced."""
-    config = replace(Config(**heard["config"]), member=(meeting.world.rank, 0), local_rank=meeting.world.local_rank)
+    config = Config(**heard["config"])
+    ranks = spec.parse(config.run).layout.ranks
+    config = replace(config, member=divmod(meeting.world.rank, ranks), local_rank=meeting.world.local_rank)
     worker.main(asdict(config))
 
 

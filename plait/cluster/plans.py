@@ -18,7 +18,7 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
     pieces = run.sync.strategy == "server"
     return Plan(
         replicas=run.layout.replicas,
-        ranks=1,
+        ranks=run.layout.ranks,
         steps=batches.steps,
         size=batches.size,
         targets=cache(batches.targets),

@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import Store
+from torch.distributed import PrefixStore, Store
 
 from plait import __version__, spec
 from plait.cluster.config import Config
@@ -23,6 +23,7 @@ from plait.ledger.wire import LedgerClient, RunClosed
 from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers
 from plait.replica.fit import largest_micro_batch
+from plait.replica.mesh import ALONE, Mesh, leave_mesh, make_mesh
 from plait.replica.replica import Replica
 from plait.replica.schedule import rate
 from plait.sync.allreduce import AllReduce
@@ -66,24 +67,34 @@ class Worker:
         devices.keep_freed_memory()
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)
-        self._replica = Replica(run, self._prepared.vocabulary, self._device)
+        self._store = _open_store(config.store, run.layout.workers) if run.layout.workers > 1 else None
+        self._mesh = self._join_mesh()
+        self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh)
         if config.resume:
             resume(self._replica, Path(config.resume))
         self._micro_batch = self._fitting()
 
     def work(self) -> None:
-        parameters = sum(parameter.numel() for parameter in self._replica.parameters.values())
-        hello = Join(socket.gethostname(), os.getpid(), devices.name(self._device), parameters)
+        hello = Join(socket.gethostname(), os.getpid(), devices.name(self._device), self._replica.held())
         duties = self._duties()
         if self._config.member == SERVER:
             self._serve(hello, duties)
         else:
             self._train(hello, duties)
         duties.finish()
+        leave_mesh(self._mesh)
+
+    def _join_mesh(self) -> Mesh:
+        replica, rank = self._config.member
+        if self._run.layout.ranks == 1:
+            return ALONE
+        assert self._store is not None
+        store = PrefixStore(f"replica-{replica}", self._store)
+        return make_mesh(self._run.layout, rank, store, self._device, self._config.one_host)
 
     def _train(self, hello: Join, duties: Duties) -> None:
         sync = self._sync()
-        loader = Loader(self._batches, self._micro_batch)
+        loader = Loader(self._batches, self._micro_batch, self._mesh.lane)
         work = self._ledger.join(hello)
         train(work, self._ledger, sync, self._replica, loader, duties, self._rate(), self._signals.take)
         sync.close()
@@ -101,14 +112,15 @@ class Worker:
         replicas = self._run.layout.replicas
         if replicas == 1:
             return AllReduce(None, self._rate())
-        store = _open_store(self._config.store, replicas)
-        group = make_group(store, self._config.member[0], replicas, 1, self._device, self._config.one_host)
+        assert self._store is not None
+        replica, rank = self._config.member
+        group = make_group(PrefixStore(f"rank-{rank}", self._store), replica, replicas, 1, self._device, self._config.one_host)
         return AllReduce(group, self._rate())
 
     def _duties(self) -> Duties:
         run, member = self._run, self._config.member
         serving = self._config.server is not None
-        saves = member == SERVER if serving else member == (0, 0)
+        saves = member == SERVER if serving else member[0] == 0
         out = Path(self._config.folder)
         about = {
             "version": __version__,
@@ -143,7 +155,15 @@ class Worker:
 def _failure(error: BaseException) -> Failed:
     if isinstance(error, UserError):
         return Failed(str(error), "user")
-    return Failed(traceback.format_exc(), "peer" if isinstance(error, PeerLost) else "itself")
+    return Failed(traceback.format_exc(), "peer" if isinstance(error, PeerLost) or _is_lost_peer(error) else "itself")
+
+
+def _is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective inside the replica broke since its other end is gone: torch has no error of its own for that."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _PEER_GONE)
+
+
+_PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
 
 
 def _open_store(address: str, members: int) -> Store:

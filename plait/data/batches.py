@@ -13,7 +13,8 @@ padded with weightless targets. So every token but a stream's first is a target 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +41,20 @@ class MicroBatch:
     samples_B: np.ndarray
     documents_BL: np.ndarray | None
     step: int
+
+    def without_targets(self) -> MicroBatch:
+        """The same forward pass, which counts for nothing."""
+        return replace(self, targets_BL=np.full_like(self.targets_BL, NO_TARGET))
+
+
+def in_lane(read: Callable[[int, int], MicroBatch], first: int, end: int, lane: tuple[int, int]) -> MicroBatch:
+    """The sequences of positions [first, end) that fall to one of several lanes; a stand-in without targets where none does.
+
+    in_lane(read, 0, 3, (1, 2)) is read(2, 3); in_lane(read, 0, 1, (0, 2)) is read(0, 1).without_targets().
+    """
+    number, lanes = lane
+    low, high = (first + (end - first) * edge // lanes for edge in (number, number + 1))
+    return read(low, high) if low < high else read(first, first + 1).without_targets()
 
 
 class Batches:

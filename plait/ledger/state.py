@@ -153,15 +153,16 @@ class Ledger:
         self._record(events.Joined(self._clock(), member[0], member[1], hello.host, hello.pid, hello.device))
         if len(self._joined) < len(self.expected):
             return []
-        self._start(hello)
+        self._start(hello.device)
         return self._first_leases()
 
-    def _start(self, hello: Join) -> None:
+    def _start(self, device: str) -> None:
         plan, now = self.plan, self._clock()
+        parameters = sum(hello.parameters for (replica, _), hello in self._joined.items() if replica == 0)
         if self._resumed:
             self._record(events.Resumed(now, self._committed))
         else:
-            self._record(events.Started(now, plan.version, plan.replicas, hello.parameters, plan.steps, hello.device))
+            self._record(events.Started(now, plan.version, plan.replicas, parameters, plan.steps, device))
 
     def _first_leases(self) -> Outbox:
         if self._pieces:
@@ -324,7 +325,7 @@ class Ledger:
     ) -> None:
         tokens, seconds = self.plan.targets(step), max(vote.seconds for vote in votes)
         rate = tokens / seconds if seconds else 0.0
-        per_member = {str(replica): vote for (replica, rank), vote in zip(self.plan.members, votes, strict=False) if rank == 0}
+        memory, waited = ({}, {}) if self._pieces else self._by_replica(votes)
         self._record(
             events.Step(
                 self._clock(),
@@ -339,10 +340,19 @@ class Ledger:
                 self._mfu(rate),
                 {str(replica): ranges for replica, ranges in sorted(by_replica.items())},
                 skipped,
-                {} if self._pieces else {replica: vote.memory for replica, vote in per_member.items()},
-                {} if self._pieces else {replica: vote.waited for replica, vote in per_member.items()},
+                memory,
+                waited,
             )
         )
+
+    def _by_replica(self, votes: list[Vote]) -> tuple[dict[str, int], dict[str, float]]:
+        """Peak memory and seconds waited of each replica: of its rank that has most."""
+        memory: dict[str, int] = {}
+        waited: dict[str, float] = {}
+        for (replica, _), vote in zip(self.plan.members, votes, strict=True):
+            memory[str(replica)] = max(vote.memory, memory.get(str(replica), 0))
+            waited[str(replica)] = max(vote.waited, waited.get(str(replica), 0.0))
+        return memory, waited
 
     def _mfu(self, tokens_per_s: float) -> float | None:
         peaks = [self.plan.peak_flops(hello.device) for member, hello in self._joined.items() if member != SERVER]
@@ -360,7 +370,7 @@ class Ledger:
     def _measure(self, member: Member, part: Measured) -> None:
         parts = self._measured.setdefault((part.step, part.split), {})
         parts[member] = part
-        if len(parts) < (1 if self._pieces else self.plan.replicas):
+        if len(parts) < (1 if self._pieces else len(self.plan.members)):
             return
         del self._measured[part.step, part.split]
         ordered = [parts[key] for key in sorted(parts)]

@@ -28,11 +28,17 @@ def build(
 
     Raises RunFileError: a user's class that cannot be found, called or built, or does not fit the protocol.
     """
+    module = skeleton(model, vocabulary, sequence, seed).to(device=device, dtype=dtype)
+    if isinstance(module, Decoder):
+        initialise(module, module.initial, seed)
+    return module
+
+
+def skeleton(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn.Module:
+    """The model on the CPU before its initial values are drawn; a user's own has them already. Raises as `build`."""
     if model.family not in spec.Model.FAMILIES:
-        return _build_own(model, vocabulary, sequence, seed).to(device=device, dtype=dtype)
-    decoder = Decoder(model, vocabulary, sequence).to(device=device, dtype=dtype)
-    initialise(decoder, decoder.initial, seed)
-    return decoder
+        return _build_own(model, vocabulary, sequence, seed)
+    return Decoder(model, vocabulary, sequence)
 
 
 def _build_own(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn.Module:

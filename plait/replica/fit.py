@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from plait.data.batches import MicroBatch
@@ -25,8 +26,17 @@ def largest_micro_batch(replica: Replica, sample: MicroBatch, most: int, workers
     free = devices.free_memory(replica.device) * HEADROOM
     if replica.device.type == "cpu":
         free /= workers_here
-    fitting = max(1, int(free // per_sequence))
+    fitting = _least(max(1, int(free // per_sequence)), replica)
     return most if fitting >= most else 1 << (fitting.bit_length() - 1)
+
+
+def _least(number: int, replica: Replica) -> int:
+    """The least over the replica's ranks, which cut the same micro-batches."""
+    if replica.mesh.ranks == 1:
+        return number
+    least = torch.tensor(number, device=replica.device)
+    torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+    return int(least)
 
 
 def saved_bytes(replica: Replica, micro_batch: MicroBatch) -> int:

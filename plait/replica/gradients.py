@@ -4,16 +4,21 @@
     buckets                 [------------][----------- ...     what is sent, in this order on every replica
                                           ^ ready when backward has finished all of its parameters
 
-Buckets follow the order in which backward finishes parameters, so that the first can travel while later ones are computed.
+Buckets follow the order in which backward finishes parameters, so that the first can travel while later ones are computed. Those whose
+gradients are partial sums over axes of the mesh come last: they are summed there first, when the unit has ended.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
+import torch.distributed
 from torch import Tensor
-from torch.nn import Parameter
+
+from plait.replica.assemble import Leaf
+from plait.replica.mesh import ALONE, Mesh
 
 Launch = Callable[[Tensor], None]
 
@@ -25,17 +30,19 @@ class Gradients:
     those that backward never reached: parameters without use, or a share of nothing.
     """
 
-    def __init__(self, parameters: Iterable[Parameter], bucket_bytes: int) -> None:
-        groups = list(_groups(reversed(list(parameters)), bucket_bytes))
+    def __init__(self, leaves: Iterable[Leaf], bucket_bytes: int, mesh: Mesh = ALONE) -> None:
+        groups = list(_groups(list(leaves)[::-1], bucket_bytes))
         self.buckets = [_allocate(group) for group in groups]
+        self._kinds = [_kind(group[0]) for group in groups]
+        self._mesh = mesh
         self._sizes = [len(group) for group in groups]
         self._missing = list(self._sizes)
         self._final_pass = False
         self._launched = 0
         self._launch: Launch | None = None
         for index, group in enumerate(groups):
-            for parameter in group:
-                parameter.register_post_accumulate_grad_hook(self._counter(index))
+            for leaf in group:
+                leaf.parameter.register_post_accumulate_grad_hook(self._counter(index))
 
     def begin(self) -> None:
         """A new unit: zero everything."""
@@ -54,13 +61,19 @@ class Gradients:
         self._final_pass = True
 
     def finish(self) -> None:
-        """Hand over all buckets that have not been."""
+        """Sum over the mesh what is partial there, and hand over all buckets that have not been."""
+        for bucket, kind in zip(self.buckets, self._kinds, strict=True):
+            for axis in kind.partial:
+                torch.distributed.all_reduce(bucket, group=self._mesh.group(axis))
         self._missing = [0] * len(self.buckets)
-        self._launch_ready()
+        self._launch_ready(all_ready=True)
 
     def squared_norm(self) -> float:
-        """The sum of squares of all gradients, in fp64 over the norms of buckets."""
-        norms = torch.stack(torch._foreach_norm(self.buckets)).double()
+        """This rank's part of the sum of squares of all gradients, in fp64 over the norms of buckets."""
+        counted = [bucket for bucket, kind in zip(self.buckets, self._kinds, strict=True) if kind.counted]
+        if not counted:
+            return 0.0
+        norms = torch.stack(torch._foreach_norm(counted)).double()
         return float((norms * norms).sum())
 
     def scale(self, factor: float) -> None:
@@ -75,32 +88,55 @@ class Gradients:
 
         return count
 
-    def _launch_ready(self) -> None:
+    def _launch_ready(self, all_ready: bool = False) -> None:
         """Launch in bucket order, so that every replica sends the same bucket at the same time."""
         while self._launch and self._launched < len(self.buckets) and self._missing[self._launched] <= 0:
+            if self._kinds[self._launched].partial and not all_ready:
+                return
             self._launch(self.buckets[self._launched])
             self._launched += 1
 
 
-def _groups(parameters: Iterable[Parameter], bucket_bytes: int) -> Iterator[list[Parameter]]:
-    """Neighbours of one dtype and device, up to `bucket_bytes` together."""
-    group: list[Parameter] = []
+class _Kind(NamedTuple):
+    """What parameters of one bucket have in common. Buckets stand in the order of it."""
+
+    partial: tuple[str, ...]
+    counted: bool
+    dtype: torch.dtype
+
+
+def _kind(leaf: Leaf) -> _Kind:
+    return _Kind(leaf.partial, leaf.counted, leaf.parameter.dtype)
+
+
+def _groups(leaves: list[Leaf], bucket_bytes: int) -> Iterator[list[Leaf]]:
+    """Neighbours of one kind, up to `bucket_bytes` together; kinds with partial sums last."""
+    kinds = sorted(dict.fromkeys(map(_kind, leaves)), key=lambda kind: bool(kind.partial))
+    for kind in kinds:
+        yield from _filled([leaf for leaf in leaves if _kind(leaf) == kind], bucket_bytes)
+
+
+def _filled(leaves: list[Leaf], bucket_bytes: int) -> Iterator[list[Leaf]]:
+    group: list[Leaf] = []
     filled = 0
-    for parameter in parameters:
-        size = parameter.numel() * parameter.element_size()
-        if group and (filled + size > bucket_bytes or group[0].dtype != parameter.dtype):
+    for leaf in leaves:
+        size = leaf.parameter.numel() * leaf.parameter.element_size()
+        if group and filled + size > bucket_bytes:
             yield group
             group, filled = [], 0
-        group.append(parameter)
+        group.append(leaf)
         filled += size
     if group:
         yield group
 
 
-def _allocate(group: list[Parameter]) -> Tensor:
-    bucket = torch.zeros(sum(parameter.numel() for parameter in group), dtype=group[0].dtype, device=group[0].device)
+def _allocate(group: list[Leaf]) -> Tensor:
+    """A bucket of zeros, and in it the gradient of each leaf."""
+    like = group[0].parameter
+    bucket = torch.zeros(sum(leaf.parameter.numel() for leaf in group), dtype=like.dtype, device=like.device)
     first = 0
-    for parameter in group:
+    for leaf in group:
+        parameter = leaf.parameter
         parameter.grad = bucket[first : first + parameter.numel()].view_as(parameter)
         first += parameter.numel()
     return bucket

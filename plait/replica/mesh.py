@@ -33,11 +33,16 @@ TIMEOUT = timedelta(minutes=30)
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place: `sizes` and `place` by axis. `group` and `devices` are for axes longer than 1."""
+    """This rank's place: `sizes` and `place` by axis.
+
+    writers: all ranks, once more, for the thread that writes checkpoints: it talks while training does (gloo). `devices` and `writers`
+    are None for a replica of one rank.
+    """
 
     sizes: dict[str, int]
     place: dict[str, int]
     devices: DeviceMesh | None = None
+    writers: ProcessGroup | None = None
 
     @property
     def ranks(self) -> int:
@@ -58,6 +63,11 @@ class Mesh:
         if self.sizes[axis] == 1 or self.devices is None:
             return None
         return self.devices.get_group(axis)
+
+    @property
+    def lane(self) -> tuple[int, int]:
+        """(this rank's, how many): ranks of other lanes compute other sequences of a micro-batch."""
+        return self.place["shard"] * self.sizes["expert"] + self.place["expert"], self.sizes["shard"] * self.sizes["expert"]
 
     def of(self, axis: str) -> tuple[int, int]:
         """(this rank's place along the axis, its length)."""
@@ -93,7 +103,7 @@ def make_mesh(layout: spec.Layout, rank: int, store: Store, device: torch.device
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(backend(device), store=store, rank=rank, world_size=ranks_of(sizes), timeout=TIMEOUT)
     devices = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=AXES)
-    return Mesh(sizes, place_of(rank, sizes), devices)
+    return Mesh(sizes, place_of(rank, sizes), devices, torch.distributed.new_group(backend="gloo"))
 
 
 def leave_mesh(mesh: Mesh) -> None:

@@ -15,19 +15,24 @@ from plait import spec
 from plait.data.batches import MicroBatch
 from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
-from plait.replica.compute import Compute
+from plait.replica.assemble import assemble, start_afresh
+from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
+from plait.replica.mesh import ALONE, Mesh
 from plait.replica.optim import build_optimizer, create_state, optimizer_state, reset_state, restore_state, set_rate
+from plait.replica.placed import placed
 
 
 class Replica:
-    """Trains one copy of the model on one rank."""
+    """One rank of a replica: trains its part of one copy of the model."""
 
-    def __init__(self, run: spec.Run, vocabulary: int, device: torch.device) -> None:
+    def __init__(self, run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE) -> None:
         self.device = device
-        self.compute = Compute(run, vocabulary, device)
-        self.parameters = dict(self.compute.module.named_parameters())
-        self.gradients = Gradients(self.parameters.values(), int(run.sync.bucket_mib * 2**20))
+        self.mesh = mesh
+        self.assembly = assemble(run, vocabulary, device, mesh)
+        self.compute = Compute(run, self.assembly, device)
+        self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.leaves}
+        self.gradients = Gradients(self.assembly.leaves, int(run.sync.bucket_mib * 2**20), mesh)
         self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device)
         if run.train.compile:
             compile_blocks(self.compute.module)
@@ -54,8 +59,12 @@ class Replica:
         self._loss_sum += loss.detach()
 
     def loss_sum(self) -> float:
-        """The sum of token losses since `begin`."""
-        return float(self._loss_sum)
+        """The sum of token losses since `begin`, on ranks whose sums count."""
+        return float(self._loss_sum) if self.compute.speaks else 0.0
+
+    def held(self) -> int:
+        """Values of the model that this rank counts, so that a replica's ranks count each one once."""
+        return sum(leaf.parameter.numel() for leaf in self.assembly.leaves if leaf.counted)
 
     def apply(self, grad_norm: float, rate: float) -> None:
         """Clip the reduced gradients by their global norm and take one step of the optimizer."""
@@ -66,9 +75,14 @@ class Replica:
         devices.synchronize(self.device)
 
     def state(self) -> dict[str, Any]:
-        """Parameters, kept buffers and optimizer state: "model.<path>" and "optimizer.<path>.<name>", the live tensors themselves."""
-        optimizer = optimizer_state(self.optimizer, self.parameters.items())
-        return self.compute.model_state() | {f"optimizer.{path}": value for path, value in optimizer.items()}
+        """Parameters, kept buffers and optimizer state: "model.<path>" and "optimizer.<path>.<name>", the live tensors themselves, or
+        Placed ones where this rank holds a part."""
+        state = model_state(self.compute.module)
+        for leaf in self.assembly.leaves:
+            state[f"model.{leaf.path}"] = placed(leaf.parameter, leaf.part)
+            values = optimizer_state(self.optimizer, [(leaf.path, leaf.parameter)])
+            state |= {f"optimizer.{path}": placed(value, leaf.part) for path, value in values.items()}
+        return state
 
     def state_to_load(self) -> dict[str, Any]:
         """A `state` that is complete before the first step too, to be loaded into and then given to `restore`."""
@@ -84,7 +98,5 @@ class Replica:
     @torch.no_grad()
     def start_afresh(self) -> None:
         """Parameters and optimizer state as before the first step."""
-        fresh = Compute(*self._built_from, self.device).model_state()
-        for path, tensor in self.compute.model_state().items():
-            tensor.copy_(fresh[path])
+        start_afresh(self.assembly, *self._built_from)
         reset_state(self.optimizer)

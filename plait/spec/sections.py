@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import pydantic
 from pydantic import ConfigDict, Field, model_validator
@@ -28,10 +28,22 @@ Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class Model(Section):
-    """What is computed. The two decoder families differ by these settings alone."""
+class Mixture(NamedTuple):
+    """A mixture of experts, with every setting settled. hidden: width inside an expert."""
 
-    family: str = Field("llama", description='"gpt2", "llama", or "package.module:Class", your own model')
+    experts: int
+    per_token: int
+    shared: int
+    hidden: int
+    balance: Literal["bias", "auxiliary", "none"]
+    auxiliary: float
+    bias_rate: float
+
+
+class Model(Section):
+    """What is computed. The decoder families differ by these settings alone."""
+
+    family: str = Field("llama", description='"gpt2", "llama", "moe", or "package.module:Class", your own model')
     layers: Positive = Field(4, description="blocks")
     width: Positive = Field(192, description="of the residual stream")
     heads: Positive = Field(6, description="of attention; divides width")
@@ -43,22 +55,70 @@ class Model(Section):
     rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
     recompute: Literal["none", "full"] = Field("none", description="activation checkpointing of each block")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
+    experts: Positive | None = Field(None, description="moe: experts in a layer; 8 when left out")
+    experts_per_token: Positive | None = Field(None, description="moe: how many of them compute a token; 2 when left out")
+    shared_experts: Annotated[int, Field(ge=0)] | None = Field(None, description="moe: experts beside them that compute every token")
+    expert_hidden: Positive | None = Field(
+        None, description="moe: width inside an expert; when left out, those of a token are together as wide as the plain MLP"
+    )
+    dense_layers: Annotated[int, Field(ge=0)] | None = Field(None, description="moe: the first layers, which keep a plain MLP")
+    balance: Literal["bias", "auxiliary", "none"] | None = Field(
+        None, description="moe: what keeps experts equally busy: a bias moved after each step, or a second loss; bias when left out"
+    )
+    auxiliary: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="moe: weight of the balancing loss of each sequence; 0.01 for auxiliary and 0.0001 for bias when left out"
+    )
+    bias_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description='moe, balance = "bias": what a step moves a bias by; 0.001 when left out'
+    )
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama")
-    LATER: ClassVar[tuple[str, ...]] = ("bert", "t5", "moe")
+    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama", "moe")
+    LATER: ClassVar[tuple[str, ...]] = ("bert", "t5")
+    OF_MIXTURES: ClassVar[tuple[str, ...]] = (
+        "experts",
+        "experts_per_token",
+        "shared_experts",
+        "expert_hidden",
+        "dense_layers",
+        "balance",
+        "auxiliary",
+        "bias_rate",
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.family in self.LATER:
+            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2", "llama" or "moe"')
+        if self.family not in self.FAMILIES and ":" not in self.family:
+            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama", "moe" or "package.module:Class"')
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.family in self.LATER:
-            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2" or "llama"')
-        if self.family not in self.FAMILIES and ":" not in self.family:
-            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama" or "package.module:Class"')
         if self.width % self.heads:
             raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}")
-        if self.family == "llama" and (self.width // self.heads) % 2:
+        if self.family in ("llama", "moe") and (self.width // self.heads) % 2:
             raise ValueError(f"rotary positions need an even head width; width / heads = {self.width // self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _mixed(self) -> Self:
+        given = [name for name in self.OF_MIXTURES if getattr(self, name) is not None]
+        if self.family in ("gpt2", "llama") and given:
+            raise ValueError(f'{given[0]} belongs to family = "moe"; leave it out with "{self.family}"')
+        mixture = self.mixture
+        if mixture.per_token > mixture.experts:
+            raise ValueError(f"experts_per_token = {mixture.per_token} is more than experts = {mixture.experts}")
+        if (self.dense_layers or 0) >= self.layers and self.family == "moe":
+            raise ValueError(f'dense_layers = {self.dense_layers} leaves none of layers = {self.layers} a mixture; use family = "llama"')
+        if self.bias_rate is not None and mixture.balance != "bias":
+            raise ValueError(f'bias_rate belongs to balance = "bias"; leave it out with "{mixture.balance}"')
+        if self.auxiliary is not None and mixture.balance == "none":
+            raise ValueError('auxiliary is the weight of a loss that balance = "none" leaves out; leave it out too')
+        if self.auxiliary == 0 and mixture.balance == "auxiliary":
+            raise ValueError('balance = "auxiliary" needs auxiliary above 0; use balance = "none"')
         return self
 
     @property
@@ -74,6 +134,26 @@ class Model(Section):
     @property
     def tied_head(self) -> bool:
         return self.family == "gpt2" if self.tied is None else self.tied
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture of a layer of family "moe"; what is left out takes its usual value."""
+        per_token, shared = self.experts_per_token or 2, self.shared_experts or 0
+        balance = self.balance or "bias"
+        usual = {"bias": 1e-4, "auxiliary": 1e-2, "none": 0.0}[balance]
+        return Mixture(
+            experts=self.experts or 8,
+            per_token=per_token,
+            shared=shared,
+            hidden=self.expert_hidden or -(-self.hidden_width // (64 * (per_token + shared))) * 64,
+            balance=balance,
+            auxiliary=usual if self.auxiliary is None else self.auxiliary,
+            bias_rate=self.bias_rate or 1e-3,
+        )
+
+    def mixes(self, layer: int) -> bool:
+        """Whether a layer has a mixture of experts in place of its MLP."""
+        return self.family == "moe" and layer >= (self.dense_layers or 0)
 
 
 class Source(Section):
@@ -215,7 +295,7 @@ class Layout(Section):
     )
 
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
-    BUILT: ClassVar[tuple[str, ...]] = ()
+    BUILT: ClassVar[tuple[str, ...]] = ("tensor",)
 
     @model_validator(mode="after")
     def _built(self) -> Self:
@@ -351,6 +431,11 @@ class Run(Section):
         capacity = self.balance.capacity
         if capacity is not None and len(capacity) != self.layout.replicas:
             raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
+        if self.model.family == "moe" and self.model.mixture.balance == "bias" and self.sync.strategy == "server":
+            raise ValueError(
+                'model.balance = "bias" follows the load of a whole global batch, and sync.strategy = "server" commits micro-batches; '
+                'use model.balance = "auxiliary"'
+            )
         return self
 
     def resolved(self) -> dict[str, Any]:

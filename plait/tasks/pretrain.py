@@ -122,8 +122,10 @@ def _train_under(
 
 
 def _check_world(world: World, run: spec.Run) -> None:
-    if run.layout.replicas != world.size:
-        raise RunFileError(f"layout.replicas = {run.layout.replicas}, but {world.launcher} started {world.size} processes; make them equal")
+    layout = run.layout
+    if layout.workers != world.size:
+        wanted = f"layout.replicas = {layout.replicas}" + (f" of {layout.ranks} ranks each" if layout.ranks > 1 else "")
+        raise RunFileError(f"{wanted}, but {world.launcher} started {world.size} processes; make them equal")
     if run.sync.strategy == "server":
         raise RunFileError(f'sync.strategy = "server" is not built for {world.launcher} yet; start plait plainly, or use "allreduce"')
 

@@ -13,7 +13,8 @@ from plait.data import tokenizer as tokenizers
 from plait.data.tokenizer import Tokenizer
 from plait.errors import CheckpointError
 from plait.replica import device as devices
-from plait.replica.compute import Compute
+from plait.replica.assemble import assemble
+from plait.replica.compute import Compute, model_state
 from plait.train import manifest
 from plait.train.checkpoint import load as load_checkpoint
 from plait.train.folder import read_about, read_run
@@ -46,7 +47,8 @@ def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
     found = manifest.candidates(folder / "checkpoints")
     if not found:
         raise CheckpointError(f"{folder}: has no complete checkpoint yet; let plait train save one")
-    compute = Compute(run, kept["data.vocabulary"], devices.choose(device, 0))
+    chosen = devices.choose(device, 0)
+    compute = Compute(run, assemble(run, kept["data.vocabulary"], chosen), chosen)
     path = _load_newest(found, compute)
     compute.module.eval()
     return Trained(run, manifest.step_of(path), compute, tokenizer)
@@ -54,7 +56,7 @@ def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
 
 def _load_newest(candidates: list[Path], compute: Compute) -> Path:
     """Load the first that is sound; the trouble of the last is raised."""
-    state = compute.model_state()
+    state = model_state(compute.module)
     for path in candidates[:-1]:
         with contextlib.suppress(CheckpointError):
             load_checkpoint(path, state, only="model.")

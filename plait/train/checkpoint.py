@@ -5,7 +5,7 @@
     background               └─ plan ─ pieces + checksums ─ fsync ─ manifest ─ rename ─ prune
 
 The staging buffers are allocated once and reused; they are page-locked where the tensors live on an accelerator. A state is flat:
-"model.<path>" and "optimizer.<path>.<name>" to tensors or DTensors; what is no tensor must be plain JSON data.
+"model.<path>" and "optimizer.<path>.<name>" to tensors, Placed ones or DTensors; what is no tensor must be plain JSON data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from plait.errors import CheckpointError
+from plait.replica.placed import Placed
 from plait.train import manifest
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self.wait()
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in state.items() if _is_tensor(value)}
         scalars = _plain({name: value for name, value in state.items() if name not in tensors})
         staged = self._stage(tensors)
         stalled = time.perf_counter() - began
@@ -125,7 +126,7 @@ class Checkpoints:
             save(
                 tensors,
                 storage_writer=writer,
-                planner=StagedPlanner(staged),
+                planner=StagedPlanner(tensors, staged),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -134,10 +135,11 @@ class Checkpoints:
         return self._group is None or self._group.rank() == 0
 
 
-def load(path: Path, state: State, only: str = "") -> dict[str, Any]:
+def load(path: Path, state: State, only: str = "", elsewhere: Collection[str] = ()) -> dict[str, Any]:
     """Load a checkpoint into the state's tensors, in place, whatever layout either has; returns what was told `about` it.
 
-    only: compare and load the names with this prefix alone ("model." to evaluate). Entries of the state that are no tensors are
+    only: compare and load the names with this prefix alone ("model." to evaluate). elsewhere: paths of parameters that other ranks
+    hold, which are no matter here. Entries of the state that are no tensors are
     replaced in the dict. Each rank reads for itself what its parts overlap; no rank waits for another.
     Raises CheckpointError: no complete checkpoint, tensors missing or left over (listed), shapes or dtypes that differ (both named), a
     damaged file (named). Checksums are compared before the first value is copied.
@@ -149,8 +151,8 @@ def load(path: Path, state: State, only: str = "") -> dict[str, Any]:
 
     whole = manifest.read(path)
     wanted = {name: value for name, value in state.items() if name.startswith(only)}
-    _compare(path, whole, wanted, only)
-    tensors = {name: value for name, value in wanted.items() if isinstance(value, Tensor)}
+    _compare(path, whole, wanted, {name for name in _names(whole) if name.startswith(only) and not _of(name, elsewhere)})
+    tensors = {name: value for name, value in wanted.items() if _is_tensor(value)}
     try:
         state_dict_loader.load(tensors, storage_reader=PieceReader(path, whole), planner=load_planner(), no_dist=True)
     except CheckpointException as error:
@@ -160,17 +162,26 @@ def load(path: Path, state: State, only: str = "") -> dict[str, Any]:
     return whole.about
 
 
-def _compare(path: Path, whole: manifest.Manifest, state: State, only: str) -> None:
-    there = {name for name in (*whole.tensors, *whole.scalars) if name.startswith(only)}
+def _compare(path: Path, whole: manifest.Manifest, state: State, there: set[str]) -> None:
     wrong = [
         f"{name}: {_kind(entry.shape, entry.dtype)} there, {_kind(state[name].shape, str(state[name].dtype))} here"
         for name, entry in whole.tensors.items()
-        if isinstance(state.get(name), Tensor) and _kind(entry.shape, entry.dtype) != _kind(state[name].shape, str(state[name].dtype))
+        if _is_tensor(state.get(name)) and _kind(entry.shape, entry.dtype) != _kind(state[name].shape, str(state[name].dtype))
     ]
     wrong += [f"{name}: a tensor in one and plain data in the other" for name in there & state.keys() if _differs(whole, name, state[name])]
     wrong += _listed("missing there", state.keys() - there) + _listed("there, but not here", there - state.keys())
     if wrong:
         raise CheckpointError(f"{path}: is a checkpoint of another model:\n  " + "\n  ".join(wrong[: _SHOWN * 2]))
+
+
+def _names(whole: manifest.Manifest) -> set[str]:
+    return {*whole.tensors, *whole.scalars}
+
+
+def _of(name: str, paths: Collection[str]) -> bool:
+    """Whether a name is a parameter of these paths or its optimizer state: "model.<path>", "optimizer.<path>.<name>"."""
+    kind, _, rest = name.partition(".")
+    return (rest if kind == "model" else rest.rpartition(".")[0]) in paths
 
 
 def _listed(what: str, names: set[str]) -> list[str]:
@@ -179,11 +190,15 @@ def _listed(what: str, names: set[str]) -> list[str]:
 
 
 def _differs(whole: manifest.Manifest, name: str, value: Any) -> bool:
-    return isinstance(value, Tensor) != (name in whole.tensors)
+    return _is_tensor(value) != (name in whole.tensors)
 
 
 def _kind(shape: Any, dtype: str) -> str:
     return f"{list(shape)} {dtype.removeprefix('torch.')}"
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor | Placed)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from plait.data.batches import EvaluationBatches
+from plait.data.batches import EvaluationBatches, in_lane
 from plait.events import Ranges
 from plait.ledger.messages import Kept, Measured, Message, Unkept, Verdict
 from plait.replica.compute import Compute, Sums
@@ -22,7 +22,7 @@ class Tells(Protocol):
 
 
 class Duties:
-    """One rank's. Only the rank that `saves` writes checkpoints; `about` goes into each of them."""
+    """One rank's. The ranks that `saves` is true of write checkpoints together; `about` goes into each of them."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class Duties:
         self._validation = validation
         self._micro_batch = micro_batch
         self._facts: SimpleQueue[Message] = SimpleQueue()
-        self._checkpoints = Checkpoints(folder, keep, self._saved, self._failed) if saves else None
+        self._checkpoints = Checkpoints(folder, keep, self._saved, self._failed, replica.mesh.writers) if saves else None
 
     def perform(self, verdict: Verdict) -> None:
         if verdict.decision == "rollback":
             self._roll_back(verdict.to_step)
         if verdict.evaluate is not None and self._validation is not None:
-            sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch)
+            sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch, self._replica.mesh.lane)
             self._ledger.tell(Measured(verdict.step, "validation", sums.loss, sums.correct, sums.targets))
         if verdict.save and self._checkpoints is not None:
             self._checkpoints.save(verdict.step, self._replica.state(), {**self._about, "position": verdict.position})
@@ -90,11 +90,11 @@ def resume(replica: Replica, checkpoint: Path) -> None:
     replica.restore(state)
 
 
-def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int) -> Sums:
-    """Sums over the sequences of `ranges`. Your own model is told by train(False) that it is not learning."""
+def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int, lane: tuple[int, int] = (0, 1)) -> Sums:
+    """Sums over the sequences of `ranges` in this lane. Your own model is told by train(False) that it is not learning."""
     compute.module.eval()
     parts = [
-        compute.measure(batches.read(start, min(start + micro_batch, end)))
+        compute.measure(in_lane(batches.read, start, min(start + micro_batch, end), lane))
         for first, end in ranges
         for start in range(first, end, micro_batch)
     ]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from plait.data.batches import Batches, MicroBatch
+from plait.data.batches import Batches, MicroBatch, in_lane
 from plait.ledger.messages import Request, Vote, Work
 from plait.replica.device import peak_memory
 from plait.replica.replica import Replica
@@ -38,11 +39,16 @@ def train(
 
 
 class Loader:
-    """Cuts a lease into micro-batches of at most `micro_batch` sequences and reads them."""
+    """Cuts a lease into micro-batches of at most `micro_batch` sequences and reads this rank's lane of them.
 
-    def __init__(self, batches: Batches, micro_batch: int) -> None:
+    lane: (this one, how many): lanes share each micro-batch by whole sequences, and all take as many forward passes: where a lane has
+    no sequence, one without targets stands in.
+    """
+
+    def __init__(self, batches: Batches, micro_batch: int, lane: tuple[int, int] = (0, 1)) -> None:
         self._batches = batches
         self._micro_batch = micro_batch
+        self._lane = lane
 
     def divisor(self, work: Work) -> int:
         """Target tokens of the whole unit, from the index alone."""
@@ -52,7 +58,7 @@ class Loader:
         return sum(1 for _ in self._cut(work))
 
     def read(self, work: Work) -> Iterator[MicroBatch]:
-        return (self._batches.read(work.step, first, end) for first, end in self._cut(work))
+        return (in_lane(partial(self._batches.read, work.step), first, end, self._lane) for first, end in self._cut(work))
 
     def _cut(self, work: Work) -> Iterator[tuple[int, int]]:
         for first, end in work.ranges:

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from plait.replica.placed import Placed
 from plait.train import manifest
 from plait.train.manifest import Chunk, Manifest, Piece, TensorEntry
 
@@ -64,12 +65,17 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled", categ
 class StagedPlanner(DefaultSavePlanner):
     """Plans by the live tensors' shapes and placements; the values are the staged copies of this rank's local parts."""
 
-    def __init__(self, staged: dict[str, Tensor]) -> None:
+    def __init__(self, live: dict[str, Any], staged: dict[str, Tensor]) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
-        self._staged = staged
+        self._live, self._staged = live, staged
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._staged[write_item.index.fqn]
+        index = write_item.index
+        staged, live = self._staged[index.fqn], self._live[index.fqn]
+        if not isinstance(live, Placed):
+            return staged
+        assert index.offset is not None
+        return live.block(index.offset, staged)
 
 
 def load_planner() -> LoadPlanner:

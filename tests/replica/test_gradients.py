@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from plait.replica.assemble import Leaf
 from plait.replica.gradients import Gradients
+from plait.replica.part import Part
 
 
 @pytest.fixture
@@ -16,7 +18,7 @@ def layers() -> list[nn.Linear]:
 
 
 def gradients_of(layers: list[nn.Linear], per_bucket: int = 1) -> Gradients:
-    return Gradients([layer.weight for layer in layers], per_bucket * 16 * 8)
+    return Gradients([Leaf("", layer.weight, Part.whole(layer.weight.shape)) for layer in layers], per_bucket * 16 * 8)
 
 
 def run(layers: list[nn.Linear], x: Tensor) -> None:

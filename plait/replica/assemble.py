@@ -1,0 +1,136 @@
+"""From settings to this rank's part of the model: what is built, cut, given its values, and told how gradients add up.
+
+    skeleton ─► cut by tensor, expert ─► collectives put in ─► values drawn ─► leaves
+
+A leaf is a parameter as the optimizer and the gradient's buckets see it: a plain local tensor that knows its part of the whole. Of
+each mesh axis its gradient is one of three:
+
+    split      ranks hold different values             in the norm: squares add up
+    partial    ranks computed different tokens with    gradients add up, once, at the unit's end; counted once
+               equal values
+    alike      ranks computed the same                 nothing travels; counted once
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from plait import spec
+from plait.model.build import skeleton
+from plait.model.init import InitialTable, initial_rows
+from plait.model.sharding import Placement, ShardingTable, placement
+from plait.replica import device as devices
+from plait.replica import tensor
+from plait.replica.mesh import ALONE, Mesh
+from plait.replica.part import Part, chunk_span
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A parameter of this rank.
+
+    partial: axes over which its gradient is a partial sum. counted: whether this rank counts it in the gradient's norm. holder: the
+    parameter that the model computes with, where that is another (a DTensor over the same memory).
+    """
+
+    path: str
+    parameter: Parameter
+    part: Part
+    partial: tuple[str, ...] = ()
+    counted: bool = True
+    holder: Parameter | None = None
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """module: this rank's. sequence_parallel: tensor ranks cut the residual stream by positions. first_entry: of the vocabulary in
+    this rank's logits, where the tensor axis spreads them; None where they are whole."""
+
+    module: nn.Module
+    leaves: list[Leaf]
+    mesh: Mesh
+    vocabulary: int
+    sequence_parallel: bool = False
+    first_entry: int | None = None
+
+
+def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE) -> Assembly:
+    """Build what a rank of the mesh computes with. Raises RunFileError."""
+    module = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed)
+    sequence_parallel = mesh.size("tensor") > 1 and hasattr(module, "around")
+    table: ShardingTable = getattr(module, "sharding", None) or {"*": "replicated"}
+    placed = {path: placement(table, path) for path, _ in module.named_parameters(remove_duplicate=False)}
+    shapes = {path: parameter.shape for path, parameter in module.named_parameters(remove_duplicate=False)}
+    parts = {path: _part(shape, placed[path], mesh) for path, shape in shapes.items()}
+    spread = _insert_tensor(module, table, parts, mesh, sequence_parallel)
+    _materialise(module, parts, _values(module, run.train.seed), devices.dtype(run.train.precision), device)
+    leaves = [
+        Leaf(path, parameter, parts[path], *_sums(placed[path], mesh, sequence_parallel)) for path, parameter in module.named_parameters()
+    ]
+    first_entry = chunk_span(vocabulary, *mesh.of("tensor"))[0] if spread else None
+    return Assembly(module, leaves, mesh, vocabulary, sequence_parallel, first_entry)
+
+
+@torch.no_grad()
+def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
+    """Give every leaf its initial value again."""
+    values = _values(skeleton(run.model, vocabulary, run.data.sequence, run.train.seed), run.train.seed)
+    for leaf in assembly.leaves:
+        leaf.parameter.copy_(values(leaf.path, leaf.part))
+
+
+def _part(shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:
+    return tensor.tensor_part(Part.whole(shape), placed, *mesh.of("tensor"))
+
+
+def _insert_tensor(module: nn.Module, table: ShardingTable, parts: dict[str, Part], mesh: Mesh, sequence_parallel: bool) -> bool:
+    group = mesh.group("tensor")
+    return group is not None and tensor.insert(module, table, parts, group, sequence_parallel)
+
+
+def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool) -> tuple[tuple[str, ...], bool]:
+    """The axes over which a parameter's gradient is partial, and whether this rank counts it."""
+    split = {"expert": "expert"}.get(placed.kind, "tensor" if placed.dim is not None else None)
+    different_tokens = {"context", "expert", *(["tensor"] if sequence_parallel else [])}
+    partial = tuple(axis for axis in ("tensor", "context", "expert") if axis in different_tokens and axis != split and mesh.size(axis) > 1)
+    return partial, all(mesh.place[axis] == 0 for axis in ("tensor", "context", "expert") if axis != split)
+
+
+Values = Callable[[str, Part], Tensor]
+
+
+def _values(module: nn.Module, seed: int) -> Values:
+    """Initial values by (path, part): by the model's table of them, or those that a user's own model was built with."""
+    table: InitialTable | None = getattr(module, "initial", None)
+    if table is not None:
+        return lambda path, part: _draw(table, seed, path, part)
+    whole = {path: parameter.detach() for path, parameter in module.named_parameters(remove_duplicate=False)}
+    return lambda path, part: part.take(whole[path])
+
+
+def _draw(table: InitialTable, seed: int, path: str, part: Part) -> Tensor:
+    """Only the blocks of rows that the part touches are drawn."""
+    spans = part.spans[0] or ((0, 0),)
+    rows = torch.cat([initial_rows(table, seed, path, part.shape, first, end) for first, end in spans])
+    return replace(part, shape=rows.shape, spans=(((0, len(rows)),), *part.spans[1:])).take(rows)
+
+
+@torch.no_grad()
+def _materialise(module: nn.Module, parts: dict[str, Part], values: Values, dtype: torch.dtype, device: torch.device) -> None:
+    """Replace whole parameters by this rank's parts of them; what was tied stays tied."""
+    made: dict[Parameter, Parameter] = {}
+    for path, old in list(module.named_parameters(remove_duplicate=False)):
+        owner, _, name = path.rpartition(".")
+        if old not in made:
+            kind = dtype if old.is_floating_point() else old.dtype
+            made[old] = Parameter(values(path, parts[path]).to(device, kind).contiguous(), requires_grad=old.requires_grad)
+        setattr(module.get_submodule(owner), name, made[old])
+    for path, buffer in list(module.named_buffers()):
+        owner, _, name = path.rpartition(".")
+        kind = dtype if buffer.is_floating_point() else buffer.dtype
+        module.get_submodule(owner)._buffers[name] = buffer.to(device, kind)

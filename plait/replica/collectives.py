@@ -1,0 +1,107 @@
+"""Collectives that backward passes through: each pair is the other's gradient.
+
+    forward          backward                 x on T ranks
+    copy             all-reduce               the same x read by every rank, whose gradients add up
+    all-reduce       copy                     partial sums made whole
+    gather           reduce-scatter           parts of the positions [B, L / T, D] made whole
+    reduce-scatter   gather                   partial sums made whole, each rank keeping its part of the positions
+
+(Narayanan et al. 2021, Korthikanti et al. 2022: f and its conjugate, g and its conjugate.) Compilers do not look inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+
+@torch.compiler.disable
+def copy(x: Tensor, group: ProcessGroup) -> Tensor:
+    """x itself; its gradient is summed over the group."""
+    return cast(Tensor, _Copy.apply(x, group))
+
+
+@torch.compiler.disable
+def all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum over the group."""
+    return cast(Tensor, _AllReduce.apply(x, group))
+
+
+@torch.compiler.disable
+def gather(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
+    """[B, S, D] of each rank, in the group's order, as [B, T x S, D]."""
+    return cast(Tensor, _Gather.apply(x_BSD, group))
+
+
+@torch.compiler.disable
+def reduce_scatter(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum over the group, of which each rank gets its part of the positions: [B, L / T, D]."""
+    return cast(Tensor, _ReduceScatter.apply(x_BLD, group))
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _summed(gradient, ctx.group), None
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        return _summed(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _gathered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _scattered(gradient, ctx.group), None
+
+
+class _ReduceScatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _scattered(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _gathered(gradient, ctx.group), None
+
+
+def _summed(x: Tensor, group: ProcessGroup) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total, group=group)
+    return total
+
+
+def _gathered(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
+    B, S, *rest = x_BSD.shape
+    parts_TBSD = x_BSD.new_empty(group.size(), B, S, *rest)
+    torch.distributed.all_gather_into_tensor(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
+    return parts_TBSD.transpose(0, 1).reshape(B, -1, *rest)
+
+
+def _scattered(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
+    B, L, *rest = x_BLD.shape
+    parts_TBSD = x_BLD.view(B, group.size(), -1, *rest).transpose(0, 1).contiguous()
+    part = x_BLD.new_empty(B, L // group.size(), *rest)
+    torch.distributed.reduce_scatter_tensor(part, parts_TBSD.flatten(0, 1), group=group)
+    return part
