@@ -43,6 +43,11 @@ def reduce_scatter(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     return cast(Tensor, _ReduceScatter.apply(x_BLD, group))
 
 
+# torch 2.13 renamed them; the older names warn there.
+_all_gather: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+_reduce_scatter: Any = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
+
+
 class _Copy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
@@ -95,7 +100,7 @@ def _summed(x: Tensor, group: ProcessGroup) -> Tensor:
 def _gathered(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     B, S, *rest = x_BSD.shape
     parts_TBSD = x_BSD.new_empty(group.size(), B, S, *rest)
-    torch.distributed.all_gather_into_tensor(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
+    _all_gather(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
     return parts_TBSD.transpose(0, 1).reshape(B, -1, *rest)
 
 
@@ -103,5 +108,5 @@ def _scattered(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     B, L, *rest = x_BLD.shape
     parts_TBSD = x_BLD.view(B, group.size(), -1, *rest).transpose(0, 1).contiguous()
     part = x_BLD.new_empty(B, L // group.size(), *rest)
-    torch.distributed.reduce_scatter_tensor(part, parts_TBSD.flatten(0, 1), group=group)
+    _reduce_scatter(part, parts_TBSD.flatten(0, 1), group=group)
     return part

@@ -78,6 +78,11 @@ def placed(value: Any, part: Part) -> Any:
     return Placed(value.detach(), part) if is_cut else value
 
 
+def local_values(value: Any) -> Any:
+    """What `placed` was given."""
+    return value.local if isinstance(value, Placed) else value
+
+
 def _chunk(box: Box) -> ChunkStorageMetadata:
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 

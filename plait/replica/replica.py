@@ -20,7 +20,7 @@ from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.optim import build_optimizer, create_state, optimizer_state, reset_state, restore_state, set_rate
-from plait.replica.placed import placed
+from plait.replica.placed import local_values, placed
 
 
 class Replica:
@@ -92,7 +92,7 @@ class Replica:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what was loaded into a state: its tensors are in place already, plain values are not."""
         prefix = "optimizer."
-        values = {path.removeprefix(prefix): value for path, value in state.items() if path.startswith(prefix)}
+        values = {path.removeprefix(prefix): local_values(value) for path, value in state.items() if path.startswith(prefix)}
         restore_state(self.optimizer, self.parameters.items(), values)
 
     @torch.no_grad()

@@ -147,14 +147,14 @@ def load(path: Path, state: State, only: str = "", elsewhere: Collection[str] = 
     from torch.distributed.checkpoint import state_dict_loader
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from plait.train.pieces import PieceReader, load_planner
+    from plait.train.pieces import PieceReader, PlacedPlanner
 
     whole = manifest.read(path)
     wanted = {name: value for name, value in state.items() if name.startswith(only)}
     _compare(path, whole, wanted, {name for name in _names(whole) if name.startswith(only) and not _of(name, elsewhere)})
     tensors = {name: value for name, value in wanted.items() if _is_tensor(value)}
     try:
-        state_dict_loader.load(tensors, storage_reader=PieceReader(path, whole), planner=load_planner(), no_dist=True)
+        state_dict_loader.load(tensors, storage_reader=PieceReader(path, whole), planner=PlacedPlanner(), no_dist=True)
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise cause if isinstance(cause, CheckpointError) else CheckpointError(f"{path}: cannot be loaded: {cause}") from cause

@@ -78,8 +78,23 @@ class StagedPlanner(DefaultSavePlanner):
         return live.block(index.offset, staged)
 
 
-def load_planner() -> LoadPlanner:
-    return DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+class PlacedPlanner(DefaultLoadPlanner):
+    """Finds the block of a Placed tensor that a box is loaded into."""
+
+    def __init__(self) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+
+    def set_up_planner(self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
+        # The default one replaces values of types that it does not know.
+        super().set_up_planner({}, metadata, is_coordinator)
+        self.state_dict = self.original_state_dict = state_dict
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        found = self.state_dict[index.fqn]
+        if isinstance(found, Placed):
+            assert index.offset is not None
+            return found.block(index.offset)
+        return super().lookup_tensor(index)
 
 
 @dataclass(frozen=True)
