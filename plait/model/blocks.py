@@ -1,8 +1,9 @@
-"""The decoder's block and its parts, in both families.
+"""The decoder's block and its parts, in all families.
 
     x ─┬─ norm ─ attention ─ dropout ─(+)─┬─ norm ─ MLP ─ dropout ─(+)─►
        └──────────────────────────────────┘└─────────────────────────┘
 
+In the family "moe" the MLP of all layers but the first few is a mixture of experts, which moe.py computes.
 Weights that read the same input are stacked: queries, keys and values in one matrix [q | k | v], gate and up in another.
 One matmul reads the input once, and under autocast casts it once; each part is the matrix that Hugging Face's checkpoints
 name, so that import and export are a concatenation. Rotary positions pair dim i with i + half, as theirs do.
@@ -21,6 +22,7 @@ from plait import spec
 from plait.model.attention import Mix
 from plait.model.cache import LayerCache
 from plait.model.cut import Cut
+from plait.model.moe import Mixture
 from plait.model.noise import Dropout, Noise
 
 
@@ -34,13 +36,15 @@ class Rotation(NamedTuple):
 class Around(NamedTuple):
     """What every block is given beside x, alike in all of them: made from the tokens, so that it need not travel.
 
-    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None.
+    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None. counted_B: bool, the samples that weigh
+    anything, told apart from those that fill up a micro-batch; all when None.
     """
 
     rotation: Rotation | None = None
     mask: Tensor | None = None
     noise: Noise | None = None
     cut: Cut | None = None
+    counted_B: Tensor | None = None
 
 
 PLAIN = Around()
@@ -118,10 +122,10 @@ class GeluMLP(nn.Module):
 class SwiGLU(nn.Module):
     """Llama's: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
 
-    def __init__(self, model: spec.Model) -> None:
+    def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = Linear(model.width, 2 * model.hidden_width, bias=False)
-        self.down = Linear(model.hidden_width, model.width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         gate_BLF, up_BLF = self.gate_up(x_BLD).chunk(2, -1)
@@ -129,20 +133,23 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of either family. path: where it stands in the model, "blocks.3"."""
+    """One layer of any family; layer: its number."""
 
-    def __init__(self, model: spec.Model, path: str) -> None:
+    def __init__(self, model: spec.Model, layer: int) -> None:
         super().__init__()
+        path = f"blocks.{layer}"
         self.norm1 = norm(model)
         self.attention = Attention(model, f"{path}.attention")
         self.norm2 = norm(model)
-        self.mlp = GeluMLP(model) if model.family == "gpt2" else SwiGLU(model)
+        self.mlp = _mlp(model, layer)
         self.dropout1 = Dropout(model.dropout, f"{path}.dropout1")
         self.dropout2 = Dropout(model.dropout, f"{path}.dropout2")
 
     def forward(self, x_BLD: Tensor, around: Around = PLAIN, memory: LayerCache | None = None) -> Tensor:
         x_BLD = x_BLD + self.dropout1(self.attention(self.norm1(x_BLD), around, memory), around.noise)
-        return cast(Tensor, x_BLD + self.dropout2(self.mlp(self.norm2(x_BLD)), around.noise))
+        y_BLD = self.norm2(x_BLD)
+        y_BLD = self.mlp(y_BLD, around.counted_B) if isinstance(self.mlp, Mixture) else self.mlp(y_BLD)
+        return cast(Tensor, x_BLD + self.dropout2(y_BLD, around.noise))
 
 
 def norm(model: spec.Model) -> nn.Module:
@@ -153,6 +160,16 @@ def norm(model: spec.Model) -> nn.Module:
 def rotate(x_BLHE: Tensor, rotation: Rotation) -> Tensor:
     """Turn each pair (i, i + E / 2) of a head by its position's angle (Su et al. 2021)."""
     return cast(Tensor, _Rotate.apply(x_BLHE, rotation.cos, rotation.sin))
+
+
+def _mlp(model: spec.Model, layer: int) -> nn.Module:
+    if model.family == "gpt2":
+        return GeluMLP(model)
+    if not model.mixes(layer):
+        return SwiGLU(model.width, model.hidden_width)
+    mixture = model.mixture
+    shared = SwiGLU(model.width, mixture.shared * mixture.hidden) if mixture.shared else None
+    return Mixture(model.width, mixture, layer, shared)
 
 
 class _Rotate(torch.autograd.Function):

@@ -1,6 +1,6 @@
-"""The decoder: GPT-2's and Llama's families, told apart by settings alone.
+"""The decoder: GPT-2's and Llama's families, told apart by settings alone; "moe" is Llama's with a mixture of experts as its MLP.
 
-          gpt2                                llama
+          gpt2                                llama, moe
 norm      LayerNorm                           RMSNorm
 place     a learned vector a position         rotary angles in queries and keys
 MLP       GELU, 4 x width                     SwiGLU, 8/3 x width
@@ -22,6 +22,7 @@ from plait.model.blocks import Around, Block, Embedding, Linear, Rotation, norm
 from plait.model.cache import Cache
 from plait.model.cut import Cut
 from plait.model.init import Constant, InitialTable, Normal
+from plait.model.moe import mixtures
 from plait.model.noise import Dropout, Noise
 from plait.model.sharding import ShardingTable
 
@@ -40,9 +41,9 @@ class Decoder(nn.Module):
         self.initial: InitialTable = _initial(model)
         self.embed = Embedding(vocabulary, model.width)
         self.positions = Embedding(sequence, model.width) if model.family == "gpt2" else None
-        self.rotary = _Rotary(model, sequence) if model.family == "llama" else None
+        self.rotary = _Rotary(model, sequence) if model.family != "gpt2" else None
         self.dropout = Dropout(model.dropout, "embed.dropout")
-        self.blocks = nn.ModuleList(Block(model, f"blocks.{layer}") for layer in range(model.layers))
+        self.blocks = nn.ModuleList(Block(model, layer) for layer in range(model.layers))
         self.norm = norm(model)
         self.head = Linear(model.width, vocabulary, bias=False)
         if model.tied_head:
@@ -114,7 +115,12 @@ class Decoder(nn.Module):
 
 
 def compile_blocks(module: nn.Module) -> None:
-    """torch.compile each block in place; blocks of equal shapes share one program. A model without `blocks` is compiled whole."""
+    """torch.compile each block in place; blocks of equal shapes share one program. A model without `blocks` is compiled whole.
+
+    Mixtures of experts are left out: how many tokens an expert gets is a number that no program can be made for.
+    """
+    for mixture in mixtures(module):
+        mixture.forward = torch.compiler.disable(mixture.forward)  # type: ignore[method-assign]
     for block in getattr(module, "blocks", [module]):
         block.compile()
 
@@ -163,6 +169,10 @@ def _sharding(model: spec.Model) -> ShardingTable:
         "blocks.*.mlp.gate_up.weight": "column(1,1)",
         "blocks.*.mlp.up.*": "column",
         "blocks.*.mlp.down.weight": "row",
+        "blocks.*.mlp.router.weight": "replicated",
+        "blocks.*.mlp.experts.*": "expert",
+        "blocks.*.mlp.shared.gate_up.weight": "column(1,1)",
+        "blocks.*.mlp.shared.down.weight": "row",
         "blocks.*.bias": "replicated",
         "*norm*.*": "replicated",
     }
@@ -176,5 +186,7 @@ def _initial(model: spec.Model) -> InitialTable:
         "*.bias": Constant(0.0),
         "blocks.*.attention.out.weight": residual,
         "blocks.*.mlp.down.weight": residual,
+        "blocks.*.mlp.shared.down.weight": residual,
+        "blocks.*.mlp.experts.down": residual,
         "*": Normal(0.02),
     }

@@ -7,6 +7,7 @@ Values are drawn in fp32 and cast, so that runs of other precisions start from t
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,7 +51,11 @@ def initial_rows(table: InitialTable, seed: int, path: str, shape: torch.Size, f
 
 
 def draw(seed: int, path: str, shape: torch.Size, first: int, end: int) -> Tensor:
-    """Standard normal rows [first, end) of a parameter of `shape`, fp32, on the CPU."""
+    """Standard normal rows [first, end) of a parameter of `shape`, fp32, on the CPU. A stack of matrices is drawn as one high matrix."""
+    if len(shape) > 2:
+        height = math.prod(shape[1:-1])
+        flat = torch.Size((shape[0] * height, shape[-1]))
+        return draw(seed, path, flat, first * height, end * height).view(end - first, *shape[1:])
     rows = torch.empty(end - first, *shape[1:])
     for block in range(first // BLOCK_ROWS, -(-end // BLOCK_ROWS)):
         start = block * BLOCK_ROWS
