@@ -36,15 +36,13 @@ class Rotation(NamedTuple):
 class Around(NamedTuple):
     """What every block is given beside x, alike in all of them: made from the tokens, so that it need not travel.
 
-    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None. counted_B: bool, the samples that weigh
-    anything, told apart from those that fill up a micro-batch; all when None.
+    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None.
     """
 
     rotation: Rotation | None = None
     mask: Tensor | None = None
     noise: Noise | None = None
     cut: Cut | None = None
-    counted_B: Tensor | None = None
 
 
 PLAIN = Around()
@@ -148,7 +146,7 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, around: Around = PLAIN, memory: LayerCache | None = None) -> Tensor:
         x_BLD = x_BLD + self.dropout1(self.attention(self.norm1(x_BLD), around, memory), around.noise)
         y_BLD = self.norm2(x_BLD)
-        y_BLD = self.mlp(y_BLD, around.counted_B) if isinstance(self.mlp, Mixture) else self.mlp(y_BLD)
+        y_BLD = self.mlp(y_BLD, around.noise) if isinstance(self.mlp, Mixture) else self.mlp(y_BLD)
         return cast(Tensor, x_BLD + self.dropout2(y_BLD, around.noise))
 
 

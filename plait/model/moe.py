@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plait import spec
+from plait.model.noise import Noise
 
 Compute = Callable[[Tensor, Tensor], Tensor]
 """(rows_MD sorted by expert, counts_n) -> out_MD, row by row."""
@@ -51,9 +52,9 @@ class Mixture(nn.Module):
         self.shared = shared
         self.exchange: Exchange | None = None
 
-    def forward(self, x_BLD: Tensor, counted_B: Tensor | None = None) -> Tensor:
-        """y_BLD. counted_B: bool, the samples that weigh anything; all when None."""
-        chosen_BLK, weights_BLK = self.router(x_BLD, counted_B)
+    def forward(self, x_BLD: Tensor, noise: Noise | None = None) -> Tensor:
+        """y_BLD. noise: tells which samples count; all when None."""
+        chosen_BLK, weights_BLK = self.router(x_BLD, None if noise is None else noise.counted_B)
         x_ND = x_BLD.flatten(0, 1).to(_compute_dtype(x_BLD))
         out_NKD = self._computed(x_ND, chosen_BLK.flatten(0, 1))
         y_BLD = (out_NKD * weights_BLK.flatten(0, 1)[..., None]).sum(1).view_as(x_BLD)

@@ -29,11 +29,13 @@ class Noise:
     """The keys of one micro-batch's samples.
 
     samples_B: numbers of the samples in the run, int64, on the device that computes. cut: the part of them that is computed here.
+    counted_B: bool, the samples that weigh anything, and do not only fill up a micro-batch; all when None.
     """
 
-    def __init__(self, seed: int, step: int, samples_B: Tensor, cut: Cut | None = None) -> None:
+    def __init__(self, seed: int, step: int, samples_B: Tensor, cut: Cut | None = None, counted_B: Tensor | None = None) -> None:
         self.key_B = _mix64(samples_B * _GOLDEN + _key64(f"{seed} {step}"))
         self.cut = cut
+        self.counted_B = counted_B
 
     def rows(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Global rows of an x of [sample, position, ..., column], int64: all dims but the first and the last, flat."""

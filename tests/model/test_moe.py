@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from plait import spec
-from plait.model.blocks import Around, SwiGLU
+from plait.model.blocks import SwiGLU
 from plait.model.build import build
 from plait.model.decoder import compile_blocks
 from plait.model.init import initial_rows
 from plait.model.loss import cross_entropy
 from plait.model.moe import Mixture, grouped_matmul, mixtures
+from plait.model.noise import Noise
 from plait.model.sharding import check, placement
 
 WIDTH, HIDDEN, EXPERTS = 12, 8, 5
@@ -65,13 +66,17 @@ def explicit_auxiliary(module, x_BLD, alpha):
     return total
 
 
+def noise(samples, counted_B):
+    return None if counted_B is None else Noise(0, 1, torch.arange(samples), counted_B=counted_B)
+
+
 def gradients(module, x_BLD, *parts, counted_B=None):
     """Gradients of sum(y * g) over parts [(samples, g)], of the parameters and of x, and the load."""
     module.zero_grad()
     module.router.begin(module.router.auxiliary_scale)
     x_BLD = x_BLD.clone().requires_grad_()
     for rows, gradient in parts:
-        (module(x_BLD[rows], counted_B) * gradient).sum().backward()
+        (module(x_BLD[rows], noise(len(x_BLD[rows]), counted_B)) * gradient).sum().backward()
     found = {path: parameter.grad.clone() for path, parameter in module.named_parameters()}
     return found | {"x": x_BLD.grad, "load": module.router.load.clone()}
 
@@ -250,14 +255,9 @@ def test_samples_that_fill_up_do_not_count_in_a_decoder():
     results = []
     for rows, counted in ((slice(None), torch.tensor([True, False, True])), (torch.tensor([0, 2]), None)):
         model.zero_grad()
-        around = model.around(LENGTH, None, None)._replace(counted_B=counted)
-        stream = model.enter(x[rows], around)
-        for block in model.blocks:
-            stream = model.through(block, stream, around)
-        cross_entropy(model.leave(stream), targets[rows]).backward()
+        cross_entropy(model(x[rows], None, noise(3, counted)), targets[rows]).backward()
         results.append({path: parameter.grad.clone() for path, parameter in model.named_parameters()})
     assert_same(*results)
-    assert isinstance(around, Around)
 
 
 def test_autocast_leaves_the_router_in_fp32(monkeypatch):
