@@ -29,20 +29,23 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Started(Event):
-    """A run begins: its layout, what it counts, and where it computes."""
+    """A run begins: what it counts, where it computes, and the layout of each replica: lengths of the mesh's axes, of those above 1."""
 
     version: str
     replicas: int
     parameters: int
     steps: int
     device: str
+    layout: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed(Event):
-    """The run goes on from a checkpoint: Steps after `from_step` that stand before this line are void."""
+    """The run goes on from a checkpoint, in this layout: Steps after `from_step` that stand before this line are void."""
 
     from_step: int
+    replicas: int = 1
+    layout: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

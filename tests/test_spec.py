@@ -80,3 +80,32 @@ def test_it_can_be_built_in_python() -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLE.parent.glob("*.toml")), ids=lambda path: path.name)
 def test_every_example_is_a_run_file(path: Path) -> None:
     assert spec.load(path).train.duration.amount > 0
+
+
+def laid_out(**layout):
+    """A run of 4 layers, 4 heads, 2 key heads, hidden 128, sequences of 24."""
+    model = {"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "hidden": 128, **layout.pop("model", {})}
+    train = {"duration": "1 steps", "batch": 8, "micro_batch": layout.pop("micro_batch", 2)}
+    return spec.parse({"model": model, "data": {"corpus": ["x"], "sequence": 24}, "train": train, "layout": layout})
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"tensor": 3}, "layout.tensor = 3 does not divide model.heads = 4; layout.tensor = 2 works"),
+        ({"tensor": 4}, "layout.tensor = 4 does not divide model.kv_heads = 2; layout.tensor = 2 works"),
+        ({"context": 5}, "cuts a sequence into 10 pieces, which do not divide data.sequence = 24; layout.context = 4 works"),
+        ({"context": 2, "tensor": 2, "context_by": "ulysses"}, "layout.context = 2 x layout.tensor = 2 does not divide model.kv_heads = 2"),
+        ({"pipeline": 5}, "layout.pipeline = 5 makes 5 stages of model.layers = 4; layout.pipeline = 4 works"),
+        ({"pipeline": 4, "schedule": "interleaved"}, "makes 8 stages of model.layers = 4; layout.pipeline = 2 works"),
+        ({"pipeline": 2, "stages": [1, 2]}, "layout.stages = [1, 2] names 2 stages of 3 layers"),
+        ({"pipeline": 2, "micro_batch": "auto"}, "write a number with layout.pipeline"),
+        ({"expert": 2}, 'model.family = "llama" has none; leave layout.expert out'),
+        ({"expert": 3, "model": {"family": "moe"}}, "layout.expert = 3 does not divide model.experts = 8; layout.expert = 2 works"),
+    ],
+)
+def test_a_layout_that_does_not_fit_names_both_settings_and_what_would(layout, message, monkeypatch):
+    monkeypatch.setattr(spec.Layout, "BUILT", spec.Layout.INNER)
+    with pytest.raises(RunFileError) as caught:
+        laid_out(**layout)
+    assert message in str(caught.value)

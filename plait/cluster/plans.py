@@ -19,6 +19,7 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
     return Plan(
         replicas=run.layout.replicas,
         ranks=run.layout.ranks,
+        layout={axis: size for axis in run.layout.INNER if (size := getattr(run.layout, axis)) > 1},
         steps=batches.steps,
         size=batches.size,
         targets=cache(batches.targets),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from plait.ledger.messages import Member
 
@@ -32,6 +32,8 @@ class Plan:
     flops_per_token: float
     peak_flops: Callable[[str], float | None]
     """of one device, by its name"""
+    layout: dict[str, int] = field(default_factory=dict)
+    """axes of a replica's mesh that are longer than 1, in the order in which ranks are counted"""
 
     @property
     def members(self) -> list[Member]:

@@ -160,9 +160,9 @@ class Ledger:
         plan, now = self.plan, self._clock()
         parameters = sum(hello.parameters for (replica, _), hello in self._joined.items() if replica == 0)
         if self._resumed:
-            self._record(events.Resumed(now, self._committed))
+            self._record(events.Resumed(now, self._committed, plan.replicas, plan.layout))
         else:
-            self._record(events.Started(now, plan.version, plan.replicas, parameters, plan.steps, device))
+            self._record(events.Started(now, plan.version, plan.replicas, parameters, plan.steps, device, plan.layout))
 
     def _first_leases(self) -> Outbox:
         if self._pieces:

@@ -12,6 +12,7 @@ many replicas there are.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,7 +47,7 @@ class Mesh:
 
     @property
     def ranks(self) -> int:
-        return ranks_of(self.sizes)
+        return math.prod(self.sizes.values())
 
     @property
     def rank(self) -> int:
@@ -77,33 +78,18 @@ class Mesh:
 ALONE = Mesh(dict.fromkeys(AXES, 1), dict.fromkeys(AXES, 0))
 
 
-def ranks_of(sizes: dict[str, int]) -> int:
-    number = 1
-    for axis in AXES:
-        number *= sizes[axis]
-    return number
-
-
-def place_of(rank: int, sizes: dict[str, int]) -> dict[str, int]:
-    """Where a rank stands along each axis; the last axis changes fastest."""
-    place = {}
-    for axis in reversed(AXES):
-        rank, place[axis] = divmod(rank, sizes[axis])
-    return {axis: place[axis] for axis in AXES}
-
-
 def make_mesh(layout: spec.Layout, rank: int, store: Store, device: torch.device, loopback: bool) -> Mesh:
     """Join the replica's world as `rank` and make its groups. `store` is this replica's own. For a replica of one rank: nothing to do."""
     sizes = {axis: getattr(layout, axis) for axis in AXES}
-    if ranks_of(sizes) == 1:
+    if layout.ranks == 1:
         return ALONE
     from torch.distributed.device_mesh import init_device_mesh
 
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group(backend(device), store=store, rank=rank, world_size=ranks_of(sizes), timeout=TIMEOUT)
+    torch.distributed.init_process_group(backend(device), store=store, rank=rank, world_size=layout.ranks, timeout=TIMEOUT)
     devices = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=AXES)
-    return Mesh(sizes, place_of(rank, sizes), devices, torch.distributed.new_group(backend="gloo"))
+    return Mesh(sizes, spec.place_of(rank, sizes), devices, torch.distributed.new_group(backend="gloo"))
 
 
 def leave_mesh(mesh: Mesh) -> None:

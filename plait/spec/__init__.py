@@ -5,6 +5,7 @@ the setting's path, what is wrong and what would be right.
 """
 
 from plait.spec.duration import Duration
+from plait.spec.fitting import place_of, stages_of
 from plait.spec.reading import load, parse, schema
 from plait.spec.sections import (
     Balance,
@@ -54,6 +55,8 @@ __all__ = [
     "flatten",
     "load",
     "parse",
+    "place_of",
     "schema",
     "shapes_curve",
+    "stages_of",
 ]

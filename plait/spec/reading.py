@@ -12,6 +12,7 @@ from typing import Any
 import pydantic
 
 from plait.errors import RunFileError
+from plait.spec.fitting import misfit
 from plait.spec.sections import Run, Section
 
 
@@ -37,9 +38,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Run:
 def parse(table: Mapping[str, Any], origin: str = "run") -> Run:
     """The `Run` of a table of plain data. Raises RunFileError, naming each wrong setting."""
     try:
-        return Run.model_validate(dict(table))
+        run = Run.model_validate(dict(table))
     except pydantic.ValidationError as error:
         raise RunFileError("\n".join(_explain(origin, detail) for detail in _telling(error))) from None
+    if wrong := misfit(run.layout, run.model, run.data.sequence):
+        raise RunFileError(f"{origin}: {wrong}")
+    return run
 
 
 def schema() -> dict[str, Any]:

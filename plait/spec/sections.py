@@ -431,6 +431,10 @@ class Run(Section):
         capacity = self.balance.capacity
         if capacity is not None and len(capacity) != self.layout.replicas:
             raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
+        if self.sync.strategy == "server" and self.layout.ranks > 1:
+            raise ValueError(f'sync.strategy = "server" has replicas of one rank so far, and layout has {self.layout.ranks}; use "allreduce"')
+        if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
+            raise ValueError('train.micro_batch = "auto" measures whole models; write a number with layout.pipeline')
         if self.model.family == "moe" and self.model.mixture.balance == "bias" and self.sync.strategy == "server":
             raise ValueError(
                 'model.balance = "bias" follows the load of a whole global batch, and sync.strategy = "server" commits micro-batches; '

@@ -7,16 +7,18 @@ Speed is the mean over the steps since the last line; mfu is left out where the 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
-from plait import events
+from plait import events, spec
 from plait.events import Event, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_RANKS_SHOWN = 16
 _STYLES: dict[type[Event], str] = {
     events.Evaluated: "cyan",
     events.Saved: "dim",
@@ -150,8 +152,22 @@ def _number(value: float | None, style: str) -> str:
 
 
 def _started(event: events.Started) -> str:
+    counted = f"{event.parameters:,} parameters, {event.steps} steps"
+    return f"plait {event.version}: {counted}, {_replicas(event)} on {event.device}{_places(event.layout)}"
+
+
+def _replicas(event: events.Started | events.Resumed) -> str:
     replicas = "1 replica" if event.replicas == 1 else f"{event.replicas} replicas"
-    return f"plait {event.version}: {event.parameters:,} parameters, {event.steps} steps, {replicas} on {event.device}"
+    return f"{replicas} of {' x '.join(f'{axis} {size}' for axis, size in event.layout.items())}" if event.layout else replicas
+
+
+def _places(layout: dict[str, int]) -> str:
+    """A line for each rank, of replicas that are not too large to read."""
+    ranks = math.prod(layout.values())
+    if ranks == 1 or ranks > _RANKS_SHOWN:
+        return ""
+    places = [spec.place_of(rank, layout) for rank in range(ranks)]
+    return "".join(f"\n  rank {rank}  {'  '.join(f'{axis} {at}' for axis, at in place.items())}" for rank, place in enumerate(places))
 
 
 def _evaluated(event: events.Evaluated) -> str:
@@ -166,7 +182,7 @@ def _saved(event: events.Saved) -> str:
 
 _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Started: _started,
-    events.Resumed: lambda event: f"resumed from step {event.from_step}",
+    events.Resumed: lambda event: f"resumed from step {event.from_step}, {_replicas(event)}{_places(event.layout)}",
     events.Evaluated: _evaluated,
     events.Saved: _saved,
     events.SaveFailed: lambda event: f"step {event.step}  NOT saved: {event.why}; the last good checkpoint stays, training goes on",

@@ -78,7 +78,7 @@ def test_every_other_event_has_its_line():
     ]
     assert lines(10, told) == [
         "plait 0.1.0: 3,200,000 parameters, 400 steps, 2 replicas on cpu",
-        "resumed from step 200",
+        "resumed from step 200, 1 replica",
         "step 200  validation: loss 3.2100  perplexity 24.78  accuracy 33.1%",
         "step 200  saved out/step-00000200 (98.0 MiB in 0.9 s, training held up 0.03 s)",
         "step 300  NOT saved: No space left on device; the last good checkpoint stays, training goes on",
