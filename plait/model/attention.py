@@ -112,14 +112,14 @@ class _WrittenOut(torch.autograd.Function):
         mixed_NRLE = torch.empty_like(q_NRLE)
         kept: list[Tensor] = []
         for first, end in _chunks(L, q_BHLE.device):
-            scores = _stacked(q_NRLE, first, end) @ k_NLE[:, :end].transpose(1, 2)
+            scores = stacked(q_NRLE, first, end) @ k_NLE[:, :end].transpose(1, 2)
             scores_NRCK = scores.view(B * G, H // G, end - first, end)
-            weights = _hide(scores_NRCK, mask, first, end, G).softmax(-1, dtype=scores.dtype)
+            weights = hide(scores_NRCK, first, mask, G).softmax(-1, dtype=scores.dtype)
             kept.append(weights)
             if keep is not None:
                 stays = keep.chunk(weights.shape, first)
                 kept.append(stays)
-                weights = _drop(weights, stays, keep.scale)
+                weights = drop(weights, stays, keep.scale)
             mixed = weights.view(scores.shape) @ v_NLE[:, :end]
             mixed_NRLE[:, :, first:end] = mixed.view(B * G, H // G, end - first, E)
         ctx.save_for_backward(q_NRLE, k_NLE, v_NLE, *kept)
@@ -131,19 +131,19 @@ class _WrittenOut(torch.autograd.Function):
         q_NRLE, k_NLE, v_NLE, *kept = ctx.saved_tensors
         B, _, L, E = ctx.shape
         gradient_NRLE = gradient_BHLE.reshape(q_NRLE.shape)
-        dq_NRLE, dk_NLE, dv_NLE = torch.empty_like(q_NRLE), _sums(k_NLE), _sums(v_NLE)
+        dq_NRLE, dk_NLE, dv_NLE = torch.empty_like(q_NRLE), sums(k_NLE), sums(v_NLE)
         remembered = iter(kept)
         for first, end in _chunks(L, q_NRLE.device):
             weights_NRCK, stays = next(remembered), None if ctx.scale is None else next(remembered)
-            gradient = _stacked(gradient_NRLE, first, end)
+            gradient = stacked(gradient_NRLE, first, end)
             flat = (len(gradient), gradient.shape[1], end)
-            dropped = weights_NRCK if stays is None else _drop(weights_NRCK, stays, ctx.scale)
+            dropped = weights_NRCK if stays is None else drop(weights_NRCK, stays, ctx.scale)
             dv_NLE[:, :end] += dropped.view(flat).transpose(1, 2) @ gradient
             d_weights = (gradient @ v_NLE[:, :end].transpose(1, 2)).view(weights_NRCK.shape)
-            d_weights = d_weights if stays is None else _drop(d_weights, stays, ctx.scale)
+            d_weights = d_weights if stays is None else drop(d_weights, stays, ctx.scale)
             d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights_NRCK, -1, d_weights.dtype).view(flat)
             dq_NRLE[:, :, first:end] = (d_scores @ k_NLE[:, :end]).view(*q_NRLE.shape[:2], end - first, E)
-            dk_NLE[:, :end] += d_scores.transpose(1, 2) @ _stacked(q_NRLE, first, end)
+            dk_NLE[:, :end] += d_scores.transpose(1, 2) @ stacked(q_NRLE, first, end)
         dq_NRLE *= 1.0 / math.sqrt(E)
         shape = (B, -1, L, E)
         return dq_NRLE.view(ctx.shape), dk_NLE.to(k_NLE.dtype).view(shape), dv_NLE.to(v_NLE.dtype).view(shape), None, None
@@ -154,25 +154,27 @@ def _chunks(length: int, device: torch.device) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, length)) for first in range(0, length, size))
 
 
-def _stacked(x_NRLE: Tensor, first: int, end: int) -> Tensor:
+def stacked(x_NRLE: Tensor, first: int, end: int) -> Tensor:
     """Positions [first, end) of the heads that share a key head, one behind the other: [N, R x C, E]."""
     return x_NRLE[:, :, first:end].reshape(len(x_NRLE), -1, x_NRLE.shape[-1])
 
 
-def _hide(scores_NRCK: Tensor, mask: Tensor | None, first: int, end: int, groups: int) -> Tensor:
-    """Minus infinity, in place, where a key is not seen."""
+def hide(scores_NRCK: Tensor, first: int, mask: Tensor | None, groups: int) -> Tensor:
+    """Minus infinity, in place, where a query, from `first` on, does not see one of the first K keys; causal without a mask."""
+    queries, keys = scores_NRCK.shape[2:]
     if mask is None:
-        later_CC = ~causal_mask(end - first, scores_NRCK.device)
-        scores_NRCK[..., first:end].masked_fill_(later_CC, -math.inf)
+        later_CC = ~causal_mask(queries, scores_NRCK.device)
+        scores_NRCK[..., first:].masked_fill_(later_CC, -math.inf)
     else:
-        scores_NRCK.masked_fill_(~mask[:, :, first:end, :end].repeat_interleave(groups, 0), -math.inf)
+        hidden_B1CK = ~mask[:, :, first : first + queries, :keys]
+        scores_NRCK.masked_fill_(hidden_B1CK.repeat_interleave(groups, 0), -math.inf)
     return scores_NRCK
 
 
-def _drop(x: Tensor, stays: Tensor, scale: float) -> Tensor:
+def drop(x: Tensor, stays: Tensor, scale: float) -> Tensor:
     return (x * stays).mul_(scale)
 
 
-def _sums(x: Tensor) -> Tensor:
+def sums(x: Tensor) -> Tensor:
     """Where chunks are summed: never in less than fp32."""
     return torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
