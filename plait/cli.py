@@ -15,6 +15,8 @@ from plait.errors import PlaitError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train language models in parallel.")
 data = typer.Typer(no_args_is_help=True, help="Prepare corpora.")
 app.add_typer(data, name="data")
+verify = typer.Typer(no_args_is_help=True, help="Prove plait's promises on this machine.")
+app.add_typer(verify, name="verify")
 
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings laid over the file's.")]
@@ -118,6 +120,30 @@ def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
     from plait.tasks.showing import PreparingBar, prepared_lines
 
     print(prepared_lines(pretrain.prepare(spec.load(run_file, overrides or ()), PreparingBar())))
+
+
+@verify.command("layouts")
+def verify_layouts(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    layouts: Annotated[list[str] | None, typer.Option(help="tensor=2,pipeline=2; repeat for several. All that fit when left out.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps to compare.", min=1)] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+) -> None:
+    """Train in one process and under each layout, in fp64, and compare the curves; exit code 3 where one differs."""
+    from plait.errors import ProofFailed
+    from plait.proof import layouts as proof
+    from plait.proof.showing import conclusion, heading, line
+
+    run = spec.load(run_file, overrides or ())
+    chosen = [proof.parse_layout(text) for text in layouts] if layouts else None
+    print(heading(proof.Tolerance()), flush=True)
+    report = proof.verify_layouts(run, chosen, steps, told=lambda compared: print(line(compared), flush=True))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    if not report.ok:
+        raise ProofFailed(conclusion(report))
+    print(conclusion(report))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from plait import spec
-from plait.model.attention import causal_mask
+from plait.model.attention import Mix, causal_mask
 from plait.model.blocks import Around, Block, Embedding, Linear, Rotation, norm
 from plait.model.cache import Cache
 from plait.model.cut import Cut
@@ -30,7 +30,8 @@ from plait.model.sharding import ShardingTable
 class Decoder(nn.Module):
     """Tokens to logits of the next token.
 
-    context: most positions that it computes. sharding, initial: tables read by whoever cuts it or gives it values.
+    context: most positions that it computes. sharding, initial: tables read by whoever cuts it or gives it values. without_gradient:
+    rows of parameters whose true gradient is zero, by pattern: what adds alike to the scores of all keys changes no weight.
     """
 
     def __init__(self, model: spec.Model, vocabulary: int, sequence: int) -> None:
@@ -39,6 +40,8 @@ class Decoder(nn.Module):
         self.context = sequence
         self.sharding: ShardingTable = _sharding(model)
         self.initial: InitialTable = _initial(model)
+        key_rows = model.width, model.width + model.key_value_heads * (model.width // model.heads)
+        self.without_gradient = {"blocks.*.attention.qkv.bias": key_rows} if model.family == "gpt2" else {}
         self.embed = Embedding(vocabulary, model.width)
         self.positions = Embedding(sequence, model.width) if model.family == "gpt2" else None
         self.rotary = _Rotary(model, sequence) if model.family != "gpt2" else None
@@ -117,10 +120,13 @@ class Decoder(nn.Module):
 def compile_blocks(module: nn.Module) -> None:
     """torch.compile each block in place; blocks of equal shapes share one program. A model without `blocks` is compiled whole.
 
-    Mixtures of experts are left out: how many tokens an expert gets is a number that no program can be made for.
+    Mixtures of experts are left out: how many tokens an expert gets is a number that no program can be made for. So are exchanges
+    between ranks.
     """
     for mixture in mixtures(module):
         mixture.forward = torch.compiler.disable(mixture.forward)  # type: ignore[method-assign]
+    for mix in (part for part in module.modules() if isinstance(part, Mix) and part.exchange is not None):
+        mix.exchange = torch.compiler.disable(mix.exchange)
     for block in getattr(module, "blocks", [module]):
         block.compile()
 

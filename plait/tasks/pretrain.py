@@ -60,10 +60,11 @@ def train(
     listeners: Iterable[Listener] = (),
     preparing: Callable[[Progress], None] | None = None,
     nursery: Nursery | None = None,
+    quiet: bool = False,
 ) -> Result:
     """Train to the run's duration; what `out` already holds of this run is resumed.
 
-    listeners are told of each event, besides those of [watch]. nursery: a warm one to fork workers from, kept open.
+    listeners are told of each event, besides those of [watch]. nursery: a warm one to fork workers from, kept open. quiet: no log.
     Raises UserError before anything starts, Interrupted when stopped by a signal, WorkerFailed.
     """
     if world := environment.read():
@@ -77,7 +78,7 @@ def train(
         started = Start(run, folder, prepared)
         if started.done:
             return _result(started.folder.path)
-        told = stack.enter_context(started.listeners(listeners))
+        told = stack.enter_context(started.listeners(listeners, quiet))
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(told)
         local.launch(started.site, ledger, nursery)
@@ -161,9 +162,9 @@ class Start:
     def done(self) -> bool:
         return self.position is not None and self.position["step"] >= self.plan.steps
 
-    def listeners(self, others: Iterable[Listener]) -> Listeners:
-        """The console, those of [watch], and `others`."""
-        return Listeners([*build_listeners(self.run.watch, self.folder.path, self.run, self._log_every), *others])
+    def listeners(self, others: Iterable[Listener], quiet: bool = False) -> Listeners:
+        """The console, unless `quiet`, those of [watch], and `others`."""
+        return Listeners([*build_listeners(self.run.watch, self.folder.path, self.run, self._log_every, quiet), *others])
 
     def ledger(self, told: Callable[[events.Event], None]) -> Ledger:
         """A ledger that journals each event and tells it to `told`."""

@@ -88,8 +88,8 @@ class Aside:
                 told(event)
 
 
-def build_listeners(watch: spec.Watch, folder: Path, run: spec.Run, log_every: int | None = None) -> list[Listener]:
-    """The console, and the listeners that [watch] asks for, in that order.
+def build_listeners(watch: spec.Watch, folder: Path, run: spec.Run, log_every: int | None = None, quiet: bool = False) -> list[Listener]:
+    """The console, unless `quiet`, and the listeners that [watch] asks for, in that order.
 
     folder: the run's. log_every: steps between two lines of the log; left out, it is taken from the run where that counts in steps.
     Raises RunFileError: an extra that is not installed, a listener of your own that cannot be made.
@@ -97,7 +97,8 @@ def build_listeners(watch: spec.Watch, folder: Path, run: spec.Run, log_every: i
     from plait.watch.console import Console
 
     every = run.train.log_every
-    listeners: list[Listener] = [Console(log_every or (int(every.amount) if every.unit == "steps" else 10))]
+    console = Console(log_every or (int(every.amount) if every.unit == "steps" else 10))
+    listeners: list[Listener] = [] if quiet else [console]
     if watch.tensorboard:
         from plait.watch.tensorboard import TensorBoard
 
