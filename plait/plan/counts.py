@@ -2,7 +2,8 @@
 
 Conventions: a multiply and an add are two FLOPs; backward costs twice the forward; embeddings looked up cost nothing, the head
 costs its matmul also where it is tied; attention is counted as the whole square, 12 x layers x width x sequence per token, as in
-PaLM (Chowdhery et al. 2022, appendix B), although causal attention needs half; recomputing is not counted as useful.
+PaLM (Chowdhery et al. 2022, appendix B), although causal attention needs half; recomputing is not counted as useful. Of a mixture a
+token is multiplied with its own experts, the shared ones and the router.
 """
 
 from __future__ import annotations
@@ -12,16 +13,18 @@ from plait import spec
 
 def parameters(model: spec.Model, vocabulary: int, sequence: int) -> int:
     """Values that are learned; tied ones count once. Raises ValueError for a user's own model: only the built one knows."""
-    _known(model)
-    places = sequence * model.width if model.family == "gpt2" else 0
-    head = 0 if model.tied_head else vocabulary * model.width
-    return vocabulary * model.width + places + head + model.layers * (_matrices(model) + _vectors(model)) + _norm(model)
+    return _values(model, vocabulary, sequence, model.mixture.experts)
+
+
+def active_parameters(model: spec.Model, vocabulary: int, sequence: int) -> int:
+    """Those that one token meets: all but the experts that others are sent to. Raises as `parameters`."""
+    return _values(model, vocabulary, sequence, model.mixture.per_token)
 
 
 def matmul_parameters(model: spec.Model, vocabulary: int) -> int:
-    """Values that every token is multiplied with: all matrices of the blocks, and the head."""
+    """Values that every token is multiplied with: all matrices of the blocks, but for other tokens' experts, and the head."""
     _known(model)
-    return model.layers * _matrices(model) + vocabulary * model.width
+    return _matrices(model, model.mixture.per_token) + vocabulary * model.width
 
 
 def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built: int | None = None) -> float:
@@ -39,20 +42,36 @@ def _known(model: spec.Model) -> None:
         raise ValueError(f'the parameters of your own model, family = "{model.family}", can be counted only when it is built')
 
 
-def _matrices(model: spec.Model) -> int:
-    """Values in the matrices of one block."""
+def _values(model: spec.Model, vocabulary: int, sequence: int, experts: int) -> int:
+    """All values, with so many experts in a mixture."""
+    _known(model)
+    places = sequence * model.width if model.family == "gpt2" else 0
+    head = 0 if model.tied_head else vocabulary * model.width
+    return vocabulary * model.width + places + head + _matrices(model, experts) + model.layers * _vectors(model) + _norm(model)
+
+
+def _matrices(model: spec.Model, experts: int) -> int:
+    """Values in the matrices of the blocks, with so many experts in a mixture."""
     head_width = model.width // model.heads
     attention = model.width * (2 * model.width + 2 * model.key_value_heads * head_width)
-    return attention + (2 if model.family == "gpt2" else 3) * model.width * model.hidden_width
+    return model.layers * attention + sum(_mlp(model, layer, experts) for layer in range(model.layers))
+
+
+def _mlp(model: spec.Model, layer: int, experts: int) -> int:
+    """Values in the matrices of one layer's MLP, or of its mixture with so many experts beside the shared ones."""
+    if not model.mixes(layer):
+        return (2 if model.family == "gpt2" else 3) * model.width * model.hidden_width
+    mixture = model.mixture
+    return model.width * (mixture.experts + 3 * mixture.hidden * (experts + mixture.shared))
 
 
 def _vectors(model: spec.Model) -> int:
     """Values in the norms and biases of one block."""
-    if model.family == "llama":
+    if model.family != "gpt2":
         return 2 * _norm(model)
     stacked = model.width + 2 * model.key_value_heads * (model.width // model.heads)
     return 2 * _norm(model) + stacked + model.width + model.hidden_width + model.width
 
 
 def _norm(model: spec.Model) -> int:
-    return model.width if model.family == "llama" else 2 * model.width
+    return 2 * model.width if model.family == "gpt2" else model.width

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from plait import spec
 from plait.model.build import build
-from plait.plan.counts import flops_per_token, matmul_parameters, parameters
+from plait.plan.counts import active_parameters, flops_per_token, matmul_parameters, parameters
 
 
 @st.composite
@@ -26,6 +26,24 @@ def models(draw):
     )
 
 
+@st.composite
+def mixtures(draw):
+    layers, experts = draw(st.integers(1, 3)), draw(st.integers(1, 5))
+    return spec.Model(
+        family="moe",
+        layers=layers,
+        heads=2,
+        width=2 * draw(st.sampled_from([2, 4, 10])),
+        hidden=draw(st.none() | st.integers(1, 40)),
+        experts=experts,
+        experts_per_token=draw(st.integers(1, experts)),
+        shared_experts=draw(st.integers(0, 2)),
+        expert_hidden=draw(st.none() | st.integers(1, 9)),
+        dense_layers=draw(st.integers(0, layers - 1)),
+        balance=draw(st.sampled_from(["bias", "auxiliary", "none"])),
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(models(), st.integers(2, 30), st.integers(1, 9))
 def test_counts_are_those_of_the_built_model(model, vocabulary, sequence):
@@ -33,6 +51,25 @@ def test_counts_are_those_of_the_built_model(model, vocabulary, sequence):
     assert parameters(model, vocabulary, sequence) == sum(parameter.numel() for parameter in built.parameters())
     in_blocks = sum(parameter.numel() for parameter in built.blocks.parameters() if parameter.ndim == 2)
     assert matmul_parameters(model, vocabulary) == in_blocks + vocabulary * model.width
+
+
+@settings(max_examples=60, deadline=None)
+@given(mixtures(), st.integers(2, 30), st.integers(1, 9))
+def test_a_token_meets_its_own_experts_alone(model, vocabulary, sequence):
+    built = build(model, vocabulary, sequence, 0)
+    values = {path: parameter.numel() for path, parameter in built.named_parameters()}
+    assert parameters(model, vocabulary, sequence) == sum(values.values())
+    idle = 1 - model.mixture.per_token / model.mixture.experts
+    elsewhere = round(sum(idle * count for path, count in values.items() if ".experts." in path))
+    assert active_parameters(model, vocabulary, sequence) == sum(values.values()) - elsewhere
+    in_blocks = sum(parameter.numel() for parameter in built.blocks.parameters() if parameter.ndim > 1)
+    assert matmul_parameters(model, vocabulary) == in_blocks - elsewhere + vocabulary * model.width
+
+
+def test_mixtral_8x7b_has_its_known_sizes():
+    model = spec.Model(family="moe", layers=32, width=4096, heads=32, kv_heads=8, experts=8, expert_hidden=14336)
+    assert parameters(model, 32000, 32768) == 46_702_792_704
+    assert active_parameters(model, 32000, 32768) == 12_879_925_248
 
 
 def test_gpt2_small_has_its_known_size():
