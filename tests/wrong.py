@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plait.model.loss import cross_entropy
 
@@ -36,3 +36,16 @@ def once_not_finite(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
     """Not a number in the sixth pass alone."""
     Failing.passes += 1
     return cross_entropy(logits_BLV, targets_BL) * (torch.nan if Failing.passes == 6 else 1.0)
+
+
+class Forgetful(nn.Module):
+    """A model whose dropout is torch's: drawn from a generator that belongs to a process."""
+
+    def __init__(self, model, vocabulary, sequence):
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, model.width)
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(model.width, vocabulary)
+
+    def forward(self, tokens_BL, documents_BL=None, noise=None):
+        return self.head(self.dropout(self.embed(tokens_BL)))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from plait import spec
+from plait.errors import RunFileError
 from plait.model.build import skeleton
 from plait.model.init import InitialTable, initial_rows
 from plait.model.sharding import Placement, ShardingTable, placement
@@ -63,11 +64,9 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
     """Build what a rank of the mesh computes with. Raises RunFileError."""
     module = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed)
     sequence_parallel = mesh.size("tensor") > 1 and hasattr(module, "around")
-    table: ShardingTable = getattr(module, "sharding", None) or {"*": "replicated"}
-    placed = {path: placement(table, path) for path, _ in module.named_parameters(remove_duplicate=False)}
-    shapes = {path: parameter.shape for path, parameter in module.named_parameters(remove_duplicate=False)}
-    parts = {path: _part(shape, placed[path], mesh) for path, shape in shapes.items()}
-    spread = _insert_tensor(module, table, parts, mesh, sequence_parallel)
+    placed = _placements(module)
+    parts = {path: _part(path, parameter.shape, placed[path], mesh) for path, parameter in module.named_parameters(remove_duplicate=False)}
+    spread = _insert_tensor(module, placed, parts, mesh, sequence_parallel)
     _materialise(module, parts, _values(module, run.train.seed), devices.dtype(run.train.precision), device)
     leaves = [
         Leaf(path, parameter, parts[path], *_sums(placed[path], mesh, sequence_parallel)) for path, parameter in module.named_parameters()
@@ -84,13 +83,23 @@ def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
         leaf.parameter.copy_(values(leaf.path, leaf.part))
 
 
-def _part(shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:
-    return tensor.tensor_part(Part.whole(shape), placed, *mesh.of("tensor"))
+def _placements(module: nn.Module) -> dict[str, Placement]:
+    """By path; what is tied goes by the path that it is shown under first."""
+    table: ShardingTable = getattr(module, "sharding", None) or {"*": "replicated"}
+    first = {parameter: path for path, parameter in module.named_parameters()}
+    return {path: placement(table, first[parameter]) for path, parameter in module.named_parameters(remove_duplicate=False)}
 
 
-def _insert_tensor(module: nn.Module, table: ShardingTable, parts: dict[str, Part], mesh: Mesh, sequence_parallel: bool) -> bool:
+def _part(path: str, shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:
+    try:
+        return tensor.tensor_part(Part.whole(shape), placed, *mesh.of("tensor"))
+    except ValueError as error:
+        raise RunFileError(f"layout.tensor = {mesh.size('tensor')}: the sharding table cuts {path} by {placed.kind}, and {error}") from None
+
+
+def _insert_tensor(module: nn.Module, placed: dict[str, Placement], parts: dict[str, Part], mesh: Mesh, sequence_parallel: bool) -> bool:
     group = mesh.group("tensor")
-    return group is not None and tensor.insert(module, table, parts, group, sequence_parallel)
+    return group is not None and tensor.insert(module, placed, parts, group, sequence_parallel)
 
 
 def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool) -> tuple[tuple[str, ...], bool]:

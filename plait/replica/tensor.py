@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from plait.errors import RunFileError
 from plait.model.loss import NO_TARGET
-from plait.model.sharding import Placement, ShardingTable, placement
+from plait.model.sharding import Placement
 from plait.replica import collectives
 from plait.replica.part import Part, chunk_span, stacked_spans
 
@@ -42,23 +42,21 @@ def tensor_part(part: Part, placed: Placement, rank: int, ranks: int) -> Part:
     return part.cut(placed.dim, stacked_spans(placed.parts, size, rank, ranks))
 
 
-def insert(module: nn.Module, table: ShardingTable, parts: dict[str, Part], group: ProcessGroup, sequence_parallel: bool) -> bool:
+def insert(module: nn.Module, placed: dict[str, Placement], parts: dict[str, Part], group: ProcessGroup, sequence_parallel: bool) -> bool:
     """Give the layers whose parameters are cut the forward pass that goes with it. Returns whether logits are spread over the group.
 
     Raises RunFileError for a cut parameter of a layer that has no such pass.
     """
     spread = False
     for path, layer in module.named_modules():
-        weight = f"{path}.weight" if path else "weight"
-        cut = [name for name, _ in layer.named_parameters(recurse=False, remove_duplicate=False) if f"{path}.{name}" in parts]
-        kinds = {name: placement(table, f"{path}.{name}") for name in cut}
+        kinds = {name: placed[f"{path}.{name}".lstrip(".")] for name, _ in layer.named_parameters(recurse=False, remove_duplicate=False)}
         if all(kind.dim is None or kind.kind == "expert" for kind in kinds.values()):
             continue
         if "weight" not in kinds or not isinstance(layer, nn.Linear | nn.Embedding):
             raise RunFileError(
                 f'layout.tensor: the sharding table cuts {path}, which is no nn.Linear and no nn.Embedding; make it "replicated"'
             )
-        pass_ = _Pass(group, sequence_parallel, parts[weight])
+        pass_ = _Pass(group, sequence_parallel, parts[f"{path}.weight"])
         layer.__dict__["forward"] = partial(pass_.of(layer, kinds["weight"]), layer)
         spread |= isinstance(layer, nn.Linear) and kinds["weight"].kind == "vocabulary"
     return spread
