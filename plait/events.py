@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 Ranges = list[list[int]]  # half-open [first, end) positions in a global batch
+Load = list[list[int]]  # tokens by layer and expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ class Step(Event):
     loss: mean over the target tokens of the global batch. grad_norm: global, before clipping. tokens, seconds: of this
     step. mfu: share of the devices' peak, or null where it is unknown. shares: positions in the global batch by replica.
     skipped: its loss or gradient was not finite, and no parameter changed. memory: peak bytes by replica.
-    waited: seconds in the step that each replica spent waiting for the others.
+    waited: seconds in the step that each replica spent waiting for the others. load: tokens of the global batch sent to
+    each expert, by layer; none for layers without a mixture of experts.
     """
 
     step: int
@@ -71,6 +73,7 @@ class Step(Event):
     skipped: bool = False
     memory: dict[str, int] = field(default_factory=dict)
     waited: dict[str, float] = field(default_factory=dict)
+    load: Load = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

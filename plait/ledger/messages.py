@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from plait.events import Ranges
+from plait.events import Load, Ranges
 
 Member = tuple[int, int]
 """(replica, rank within it); a parameter server is (-1, number)."""
@@ -55,6 +55,7 @@ class Vote:
 
     loss_sum: over the targets of its ranges. squared_norm: its part of the squared global norm of the reduced gradient.
     seconds: of its work on the unit; waited: of these, for others. memory: peak bytes so far. request: a signal it got.
+    load: tokens that it sent to each expert, by layer; none for a layer without a mixture of experts, or that it does not hold.
     """
 
     unit: int
@@ -65,6 +66,7 @@ class Vote:
     waited: float = 0.0
     memory: int = 0
     request: Request | None = None
+    load: Load = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Verdict:
 
     grad_norm: global, before clipping. to_step: where a rollback leads. evaluate: this replica's validation sequences, or
     None. save: a checkpoint is due, with `position` inside, from which a ledger goes on. work: the next lease; None ends the run.
+    load: with a commit, that of the votes together.
     """
 
     unit: int
@@ -89,6 +92,7 @@ class Verdict:
     save: bool = False
     position: dict[str, Any] | None = None
     work: Work | None = None
+    load: Load = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

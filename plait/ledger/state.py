@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait import events
-from plait.events import Event, Ranges
+from plait.events import Event, Load, Ranges
 from plait.ledger import shares
 from plait.ledger.messages import (
     SERVER,
@@ -222,9 +222,9 @@ class Ledger:
         self._committed = step
         if decision == "rollback":
             self._roll_back(step)
-        return self._tell(step, decision, grad_norm)
+        return self._tell(step, decision, grad_norm, _sum_of_loads(votes) if decision == "commit" else [])
 
-    def _tell(self, step: int, decision: Decision, grad_norm: float) -> Outbox:
+    def _tell(self, step: int, decision: Decision, grad_norm: float, load: Load) -> Outbox:
         """The verdict of a step for all, with what is due and the next leases."""
         unit = self._units
         due = self._due(step) if decision != "rollback" else _NOTHING
@@ -244,6 +244,7 @@ class Ledger:
                     save=due.save,
                     position={"step": step} if due.save else None,
                     work=work.get(replica),
+                    load=load,
                 ),
             )
             for replica, rank in self.plan.members
@@ -342,6 +343,7 @@ class Ledger:
                 skipped,
                 memory,
                 waited,
+                _sum_of_loads(votes),
             )
         )
 
@@ -385,6 +387,17 @@ class Ledger:
             now = self._clock()
             done = self._committed >= self.plan.steps
             self._record(events.Finished(now, self._committed) if done else events.Stopped(now, self._committed, "asked to"))
+
+
+def _sum_of_loads(votes: list[Vote]) -> Load:
+    """By layer and expert, over the members that tell of a layer."""
+    total: Load = []
+    for vote in votes:
+        total += [[] for _ in range(len(total), len(vote.load))]
+        for layer, load in enumerate(vote.load):
+            if load:
+                total[layer] = [sum(both) for both in zip(total[layer] or [0] * len(load), load, strict=True)]
+    return total
 
 
 @dataclass(frozen=True)

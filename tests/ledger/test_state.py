@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -102,6 +103,31 @@ def test_grad_norm_sums_over_the_ranks_of_one_replica() -> None:
     work = house.join()
     house.round(work, norm=8.0)
     assert house.of(events.Step)[0].grad_norm == 4.0
+
+
+def test_loads_are_summed_over_all_ranks_and_sent_with_a_commit_alone() -> None:
+    """Two stages of a pipeline, of which each tells of its own layer; the third layer is nobody's mixture."""
+    house = House(plan(replicas=2, ranks=2, steps=9))
+    loads = {(0, 0): [[], [1, 2]], (0, 1): [[], [], [], [5, 0]], (1, 0): [[], [10, 20]], (1, 1): [[], [], [], [50, 0]]}
+    work = house.join()
+    for loss in (1.0, math.nan):
+        for member, lease in work.items():
+            house.say(member, replace(vote(lease, loss=loss), load=loads[member]))
+        verdicts = [house.take(member, Verdict) for member in work]
+        work = {member: verdict.work for member, verdict in zip(work, verdicts, strict=True)}
+        assert {str(verdict.load) for verdict in verdicts} == {str([[], [11, 22], [], [55, 0]] if loss == 1.0 else [])}
+    assert [step.load for step in house.of(events.Step)] == [[[], [11, 22], [], [55, 0]]] * 2
+
+
+def test_loads_of_pieces_are_summed_when_a_step_is_whole() -> None:
+    house = House(plan(replicas=1, steps=1, size=8, piece=4))
+    work = house.join()[0, 0]
+    for load in ([[3, 1]], [[4, 0]]):
+        house.say(SERVER, replace(vote(work), load=load))
+        verdict = house.take(SERVER, Verdict)
+        work = verdict.work
+    assert house.of(events.Step)[0].load == [[7, 1]]
+    assert verdict.load == []
 
 
 def test_a_run_ends_when_all_have_left() -> None:

@@ -25,7 +25,13 @@ def server() -> Iterator[LedgerServer]:
 
 def test_messages_survive_the_trip() -> None:
     work = Work(3, 1, 2, [[0, 4]], [[0, 8]])
-    for message in (Lease(work), Lease(None), Verdict(3, 2, "commit", 1.5, work=work), Vote(3, float("inf"), 0.1, 0.1, 0.1), Closed("x")):
+    for message in (
+        Lease(work),
+        Lease(None),
+        Verdict(3, 2, "commit", 1.5, work=work),
+        Vote(3, float("inf"), 0.1, 0.1, 0.1, load=[[], [1]]),
+        Closed("x"),
+    ):
         assert decode(encode(message)) == message
 
 
