@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,13 @@ from plait.errors import RunFileError
 from plait.model.build import skeleton
 from plait.model.init import InitialTable, initial_rows
 from plait.model.sharding import Placement, ShardingTable, placement
+from plait.replica import context, expert, tensor
 from plait.replica import device as devices
-from plait.replica import tensor
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.part import Part, chunk_span
+
+if TYPE_CHECKING:
+    from plait.replica.shard import Shards
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Assembly:
     leaves: list[Leaf]
     mesh: Mesh
     vocabulary: int
+    shards: Shards | None = None
     sequence_parallel: bool = False
     first_entry: int | None = None
 
@@ -66,20 +71,33 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
     sequence_parallel = mesh.size("tensor") > 1 and hasattr(module, "around")
     placed = _placements(module)
     parts = {path: _part(path, parameter.shape, placed[path], mesh) for path, parameter in module.named_parameters(remove_duplicate=False)}
-    spread = _insert_tensor(module, placed, parts, mesh, sequence_parallel)
-    _materialise(module, parts, _values(module, run.train.seed), devices.dtype(run.train.precision), device)
-    leaves = [
-        Leaf(path, parameter, parts[path], *_sums(placed[path], mesh, sequence_parallel)) for path, parameter in module.named_parameters()
-    ]
+    spread = _insert(module, placed, parts, run.layout, mesh, sequence_parallel)
+    values, dtype = _values(module, run.train.seed), devices.dtype(run.train.precision)
+    _move_buffers(module, dtype, device)
+    shards = _shard(module, parts, run, mesh, dtype, device)
+    rows = shards.parameters if shards is not None else {}
+    leaves = []
+    for path, parameter in module.named_parameters():
+        held = rows.get(path)
+        partial, counted = _sums(placed[path], mesh, sequence_parallel, path in rows)
+        if held is None:
+            leaves.append(Leaf(path, parameter, parts[path], partial, counted))
+        else:
+            leaves.append(Leaf(path, held.parameter, held.part, partial, counted, held.holder))
+    _fill(leaves, values)
     first_entry = chunk_span(vocabulary, *mesh.of("tensor"))[0] if spread else None
-    return Assembly(module, leaves, mesh, vocabulary, sequence_parallel, first_entry)
+    return Assembly(module, leaves, mesh, vocabulary, shards, sequence_parallel, first_entry)
+
+
+def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
+    """Give every leaf its initial value again."""
+    _fill(assembly.leaves, _values(skeleton(run.model, vocabulary, run.data.sequence, run.train.seed), run.train.seed))
+    expert.start_afresh(assembly.module)
 
 
 @torch.no_grad()
-def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
-    """Give every leaf its initial value again."""
-    values = _values(skeleton(run.model, vocabulary, run.data.sequence, run.train.seed), run.train.seed)
-    for leaf in assembly.leaves:
+def _fill(leaves: list[Leaf], values: Values) -> None:
+    for leaf in leaves:
         leaf.parameter.copy_(values(leaf.path, leaf.part))
 
 
@@ -91,23 +109,48 @@ def _placements(module: nn.Module) -> dict[str, Placement]:
 
 
 def _part(path: str, shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:
+    """Before the shard axis cuts it further."""
     try:
-        return tensor.tensor_part(Part.whole(shape), placed, *mesh.of("tensor"))
+        return expert.expert_part(tensor.tensor_part(Part.whole(shape), placed, *mesh.of("tensor")), placed, *mesh.of("expert"))
     except ValueError as error:
-        raise RunFileError(f"layout.tensor = {mesh.size('tensor')}: the sharding table cuts {path} by {placed.kind}, and {error}") from None
+        axis = "expert" if placed.kind == "expert" else "tensor"
+        raise RunFileError(f"layout.{axis} = {mesh.size(axis)}: the sharding table cuts {path} by {placed.kind}, and {error}") from None
 
 
-def _insert_tensor(module: nn.Module, placed: dict[str, Placement], parts: dict[str, Part], mesh: Mesh, sequence_parallel: bool) -> bool:
-    group = mesh.group("tensor")
-    return group is not None and tensor.insert(module, placed, parts, group, sequence_parallel)
+def _insert(
+    module: nn.Module, placed: dict[str, Placement], parts: dict[str, Part], layout: spec.Layout, mesh: Mesh, sequence_parallel: bool
+) -> bool:
+    """Put in what travels between ranks when the module computes. Returns whether its logits are spread."""
+    if (group := mesh.group("context")) is not None:
+        context.insert(module, context.exchange(layout.context_by, group))
+    if (group := mesh.group("expert")) is not None:
+        expert.insert(module, group)
+    cutting = [mesh.group("context"), mesh.group("tensor") if sequence_parallel else None]
+    expert.share_sequences(module, [group for group in cutting if group is not None])
+    tensors = mesh.group("tensor")
+    return tensors is not None and tensor.insert(module, placed, parts, tensors, sequence_parallel)
 
 
-def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool) -> tuple[tuple[str, ...], bool]:
-    """The axes over which a parameter's gradient is partial, and whether this rank counts it."""
-    split = {"expert": "expert"}.get(placed.kind, "tensor" if placed.dim is not None else None)
-    different_tokens = {"context", "expert", *(["tensor"] if sequence_parallel else [])}
-    partial = tuple(axis for axis in ("tensor", "context", "expert") if axis in different_tokens and axis != split and mesh.size(axis) > 1)
-    return partial, all(mesh.place[axis] == 0 for axis in ("tensor", "context", "expert") if axis != split)
+def _shard(module: nn.Module, parts: dict[str, Part], run: spec.Run, mesh: Mesh, dtype: torch.dtype, device: torch.device) -> Shards | None:
+    """Give parameters their memory: whole, or this rank's rows."""
+    group, layout = mesh.group("shard"), run.layout
+    if group is None or mesh.devices is None or layout.zero == 1:
+        _materialise(module, parts, dtype, device)
+    if group is None or mesh.devices is None:
+        return None
+    from plait.replica import shard  # FSDP2 takes its time to import
+
+    if layout.zero == 1:
+        return shard.OptimizerShards(module, parts, group, int(run.sync.bucket_mib * 2**20))
+    return shard.FullyShard(module, parts, mesh.devices["shard"], layout.zero, layout.offload, dtype)
+
+
+def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool, rows: bool) -> tuple[tuple[str, ...], bool]:
+    """The axes over which a parameter's gradient is partial, and whether this rank counts it. rows: the shard axis cuts it."""
+    split = {"expert" if placed.kind == "expert" else "tensor" if placed.dim is not None else None, "shard" if rows else None}
+    different_tokens = {"shard", "context", "expert", *(["tensor"] if sequence_parallel else [])}
+    axes = [axis for axis in ("shard", "context", "tensor", "expert") if axis not in split and mesh.size(axis) > 1]
+    return tuple(axis for axis in axes if axis in different_tokens), all(mesh.place[axis] == 0 for axis in axes)
 
 
 Values = Callable[[str, Part], Tensor]
@@ -130,16 +173,19 @@ def _draw(table: InitialTable, seed: int, path: str, part: Part) -> Tensor:
 
 
 @torch.no_grad()
-def _materialise(module: nn.Module, parts: dict[str, Part], values: Values, dtype: torch.dtype, device: torch.device) -> None:
+def _materialise(module: nn.Module, parts: dict[str, Part], dtype: torch.dtype, device: torch.device) -> None:
     """Replace whole parameters by this rank's parts of them; what was tied stays tied."""
     made: dict[Parameter, Parameter] = {}
     for path, old in list(module.named_parameters(remove_duplicate=False)):
-        owner, _, name = path.rpartition(".")
         if old not in made:
             kind = dtype if old.is_floating_point() else old.dtype
-            made[old] = Parameter(values(path, parts[path]).to(device, kind).contiguous(), requires_grad=old.requires_grad)
+            empty = torch.empty(parts[path].local_shape, dtype=kind, device=device)
+            made[old] = Parameter(empty, requires_grad=old.requires_grad)
+        owner, _, name = path.rpartition(".")
         setattr(module.get_submodule(owner), name, made[old])
+
+
+def _move_buffers(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     for path, buffer in list(module.named_buffers()):
         owner, _, name = path.rpartition(".")
-        kind = dtype if buffer.is_floating_point() else buffer.dtype
-        module.get_submodule(owner)._buffers[name] = buffer.to(device, kind)
+        module.get_submodule(owner)._buffers[name] = buffer.to(device, dtype if buffer.is_floating_point() else buffer.dtype)

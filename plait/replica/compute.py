@@ -14,8 +14,8 @@ from plait.data.batches import MicroBatch
 from plait.model.cut import Cut
 from plait.model.loss import cross_entropy, load_loss
 from plait.model.noise import Noise
+from plait.replica import context, tensor
 from plait.replica import device as devices
-from plait.replica import tensor
 from plait.replica.assemble import Assembly
 
 
@@ -36,6 +36,7 @@ class Compute:
         self.module = assembly.module
         self._assembly = assembly
         self._mesh = assembly.mesh
+        self._context_by = run.layout.context_by
         self._seed = run.train.seed
         self._precision = run.train.precision
         self._loss = load_loss(run.train.loss)
@@ -57,7 +58,8 @@ class Compute:
         """What the model is called with on this rank. learning: with dropout."""
         cut = self._cut(micro_batch.tokens_BL.shape[1])
         here = slice(None) if cut is None else cut.positions_L.cpu().numpy()
-        noise = Noise(self._seed, micro_batch.step, self._tensor(micro_batch.samples_B), cut) if learning else None
+        counted_B = self._tensor(np.any(micro_batch.targets_BL >= 0, 1))
+        noise = Noise(self._seed, micro_batch.step, self._tensor(micro_batch.samples_B), cut, counted_B) if learning else None
         documents = None if micro_batch.documents_BL is None else self._tensor(micro_batch.documents_BL)
         tokens_BL, targets_BL = (self._tensor(whole_BL[:, here]) for whole_BL in (micro_batch.tokens_BL, micro_batch.targets_BL))
         return Inputs(tokens_BL, targets_BL, documents, noise, cut)
@@ -89,7 +91,7 @@ class Compute:
         mesh = self._mesh
         if mesh.size("context") == 1 and not self._assembly.sequence_parallel:
             return None
-        positions_L = torch.arange(length, device=self.device)
+        positions_L = context.positions(length, *mesh.of("context"), self._context_by).to(self.device)
         stream_S = positions_L.chunk(mesh.size("tensor"))[mesh.place["tensor"]] if self._assembly.sequence_parallel else positions_L
         return Cut(length, positions_L, stream_S, mesh.of("tensor"))
 

@@ -138,5 +138,9 @@ def _allocate(group: list[Leaf]) -> Tensor:
     for leaf in group:
         parameter = leaf.parameter
         parameter.grad = bucket[first : first + parameter.numel()].view_as(parameter)
+        if leaf.holder is not None:
+            from plait.replica.shard import hold_gradient
+
+            hold_gradient(leaf.holder, parameter.grad)
         first += parameter.numel()
     return bucket

@@ -13,8 +13,10 @@ import torch
 
 from plait import spec
 from plait.data.batches import MicroBatch
+from plait.events import Load
 from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
+from plait.replica import expert
 from plait.replica.assemble import assemble, start_afresh
 from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
@@ -30,10 +32,12 @@ class Replica:
         self.device = device
         self.mesh = mesh
         self.assembly = assemble(run, vocabulary, device, mesh)
+        self._shards = self.assembly.shards
         self.compute = Compute(run, self.assembly, device)
         self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.leaves}
         self.gradients = Gradients(self.assembly.leaves, int(run.sync.bucket_mib * 2**20), mesh)
         self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device)
+        self._publish()
         if run.train.compile:
             compile_blocks(self.compute.module)
         self._built_from = run, vocabulary
@@ -45,6 +49,9 @@ class Replica:
     def begin(self, divisor: int, micro_batches: int) -> None:
         """A new unit: `micro_batches` will come, and losses are divided by `divisor`, the unit's target tokens."""
         self.gradients.begin()
+        if self._shards is not None:
+            self._shards.begin()
+        expert.begin(self.compute.module, divisor)
         self._loss_sum.zero_()
         self._divisor = divisor
         self._to_come = micro_batches
@@ -54,9 +61,17 @@ class Replica:
         self._to_come -= 1
         if self._to_come == 0:
             self.gradients.final_pass()
+            if self._shards is not None:
+                self._shards.final_pass()
         loss = self.compute.loss(micro_batch)
         (loss / self._divisor).backward()
         self._loss_sum += loss.detach()
+
+    def finish(self) -> None:
+        """All micro-batches have come: gradients are summed over this replica's ranks, and all buckets handed over."""
+        if self._shards is not None:
+            self._shards.reduce()
+        self.gradients.finish()
 
     def loss_sum(self) -> float:
         """The sum of token losses since `begin`, on ranks whose sums count."""
@@ -66,12 +81,20 @@ class Replica:
         """Values of the model that this rank counts, so that a replica's ranks count each one once."""
         return sum(leaf.parameter.numel() for leaf in self.assembly.leaves if leaf.counted)
 
-    def apply(self, grad_norm: float, rate: float) -> None:
-        """Clip the reduced gradients by their global norm and take one step of the optimizer."""
+    def load(self) -> Load:
+        """Tokens that this rank sent to each expert since `begin`, by layer; of ranks that compute the same ones, one tells."""
+        repeats = not self.compute.speaks and not self.assembly.sequence_parallel
+        return [] if repeats else expert.load(self.compute.module) or []
+
+    def apply(self, grad_norm: float, rate: float, load: Load | None = None) -> None:
+        """Clip the reduced gradients by their global norm and take one step of the optimizer. load: of the whole unit, by expert."""
         if self._clip is not None and grad_norm > self._clip:
             self.gradients.scale(self._clip / (grad_norm + 1e-6))
         set_rate(self.optimizer, rate)
         self.optimizer.step()
+        if load:
+            expert.follow(self.compute.module, load)
+        self._publish()
         devices.synchronize(self.device)
 
     def state(self) -> dict[str, Any]:
@@ -94,9 +117,16 @@ class Replica:
         prefix = "optimizer."
         values = {path.removeprefix(prefix): local_values(value) for path, value in state.items() if path.startswith(prefix)}
         restore_state(self.optimizer, self.parameters.items(), values)
+        self._publish()
 
     @torch.no_grad()
     def start_afresh(self) -> None:
         """Parameters and optimizer state as before the first step."""
         start_afresh(self.assembly, *self._built_from)
         reset_state(self.optimizer)
+        self._publish()
+
+    def _publish(self) -> None:
+        """Parameters have changed."""
+        if self._shards is not None:
+            self._shards.publish()

@@ -295,7 +295,7 @@ class Layout(Section):
     )
 
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
-    BUILT: ClassVar[tuple[str, ...]] = ("tensor",)
+    BUILT: ClassVar[tuple[str, ...]] = ("tensor", "shard", "context", "expert")
 
     @model_validator(mode="after")
     def _built(self) -> Self:

@@ -36,13 +36,13 @@ class AllReduce:
             replica.gradients.watch(self._send)
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
-        replica.gradients.finish()
+        replica.finish()
         began = time.perf_counter()
         self._wait()
         waited = time.perf_counter() - began
         verdict = ledger.vote(report(replica.gradients.squared_norm(), waited))
         if verdict.decision == "commit":
-            replica.apply(verdict.grad_norm, self._rate(work.step))
+            replica.apply(verdict.grad_norm, self._rate(work.step), verdict.load)
         return verdict
 
     def state(self) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def _reporter(
             waited,
             peak_memory(replica.device),
             request(),
+            replica.load(),
         )
 
     return report

@@ -43,7 +43,7 @@ def trained(replica: Replica, documents: bool) -> tuple[float, float]:
     """Loss and squared norm of one unit, whose step is then taken."""
     replica.begin(100, 1)
     replica.accumulate(micro_batch(documents))
-    replica.gradients.finish()
+    replica.finish()
     told = replica.loss_sum(), replica.gradients.squared_norm()
     replica.apply(0.0, 0.1)
     return told
