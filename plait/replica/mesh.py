@@ -16,7 +16,7 @@ import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed
@@ -36,14 +36,15 @@ TIMEOUT = timedelta(minutes=30)
 class Mesh:
     """This rank's place: `sizes` and `place` by axis.
 
-    writers: all ranks, once more, for the thread that writes checkpoints: it talks while training does (gloo). `devices` and `writers`
-    are None for a replica of one rank.
+    writers: all ranks, once more, for the thread that writes checkpoints: it talks while training does (gloo). ends: the first and the
+    last rank of this one's pipeline, where it is one of them. `devices` and `writers` are None for a replica of one rank.
     """
 
     sizes: dict[str, int]
     place: dict[str, int]
     devices: DeviceMesh | None = None
     writers: ProcessGroup | None = None
+    ends: ProcessGroup | None = None
 
     @property
     def ranks(self) -> int:
@@ -60,7 +61,9 @@ class Mesh:
         return self.sizes[axis]
 
     def group(self, axis: str) -> ProcessGroup | None:
-        """The ranks that differ from this one along `axis` alone; None where that is this rank alone."""
+        """The ranks that differ from this one along `axis` alone, or "ends" of the pipeline among them; None where there is no other."""
+        if axis == "ends":
+            return self.ends
         if self.sizes[axis] == 1 or self.devices is None:
             return None
         return self.devices.get_group(axis)
@@ -89,10 +92,19 @@ def make_mesh(layout: spec.Layout, rank: int, store: Store, device: torch.device
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.distributed.init_process_group(backend(device), store=store, rank=rank, world_size=layout.ranks, timeout=TIMEOUT)
     devices = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=AXES)
-    return Mesh(sizes, spec.place_of(rank, sizes), devices, torch.distributed.new_group(backend="gloo"))
+    writers = torch.distributed.new_group(backend="gloo")
+    return Mesh(sizes, spec.place_of(rank, sizes), devices, writers, _make_ends(layout) if layout.pipeline > 1 else None)
 
 
 def leave_mesh(mesh: Mesh) -> None:
     """Close the replica's world."""
     if mesh.devices is not None:
         torch.distributed.destroy_process_group()
+
+
+def _make_ends(layout: spec.Layout) -> ProcessGroup | None:
+    """Ranks of one stage are neighbours: the first of a pipeline is one of the first so many, the last of the last."""
+    of_stage = layout.ranks // layout.pipeline
+    pairs = [[rank, rank + layout.ranks - of_stage] for rank in range(of_stage)]
+    mine, _ = torch.distributed.new_subgroups_by_enumeration(pairs)
+    return cast("ProcessGroup | None", mine)
