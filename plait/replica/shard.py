@@ -74,8 +74,8 @@ class FullyShard:
     def __init__(self, module: nn.Module, parts: Parts, devices: DeviceMesh, zero: int, offload: bool, dtype: torch.dtype) -> None:
         self._keeps_whole = zero == 2
         device = _device(devices)
-        scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
         _forget_values(module, parts, dtype)
+        scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
         cut = {path: parameter for path, parameter in module.named_parameters() if parameter.ndim}
         settings: dict[str, Any] = {"mesh": devices, "ignored_params": scalars, "offload_policy": _policy(offload, device)}
         for block in _blocks(module):
@@ -224,11 +224,9 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _forget_values(module: nn.Module, parts: Parts, dtype: torch.dtype) -> None:
-    """Parameters become shapes alone; what was tied stays tied, and scalars stay as they are."""
+    """Parameters become shapes alone; what was tied stays tied."""
     made: dict[Parameter, Parameter] = {}
     for path, old in list(module.named_parameters(remove_duplicate=False)):
-        if old.ndim == 0:
-            continue
         if old not in made:
             shape = torch.empty(parts[path].local_shape, dtype=dtype if old.is_floating_point() else old.dtype, device="meta")
             made[old] = Parameter(shape, requires_grad=old.requires_grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait import spec
 from plait.model.build import build, skeleton
-from plait.model.init import initial_rows
+from plait.model.init import InitialTable, initial_rows
 from plait.model.loss import cross_entropy
 from plait.model.noise import Noise
 from plait.replica.mesh import Mesh, leave_mesh, make_mesh
@@ -173,7 +173,7 @@ class Odd(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
         self.blocks[1] = self.blocks[0]
         self.head = nn.Linear(6, 6, bias=False)
-        self.head.weight = self.blocks[2].weight
+        self.head.weight = cast(nn.Linear, self.blocks[2]).weight
         self.rare = nn.Linear(6, 6)
         self.frozen = Parameter(torch.ones(3), requires_grad=False)
         self.double()
@@ -183,12 +183,12 @@ class Odd(nn.Module):
             x_ND = x_ND + functional.tanh(block(x_ND))
         if reached:
             x_ND = x_ND + self.rare(x_ND)
-        return self.head(x_ND) * self.scale * self.frozen.sum()
+        return cast(Tensor, self.head(x_ND) * self.scale * self.frozen.sum())
 
 
 def odd_loss(module: nn.Module, step: int, number: int, first: int, end: int) -> Tensor:
     x_ND = torch.randn(8, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(10 * step + number))[first:end]
-    return module(x_ND, reached=first == 0).square().sum()
+    return cast(Tensor, module(x_ND, reached=first == 0).square().sum())
 
 
 def odd_module(rank: int, size: int, group: ProcessGroup, place: str, zero: int) -> Any:
@@ -196,7 +196,7 @@ def odd_module(rank: int, size: int, group: ProcessGroup, place: str, zero: int)
     whole, module = Odd(), Odd()
     with shard_mesh(place, rank, size) as mesh:
         shards = shard(module, mesh, zero)
-        module.scale = Parameter(torch.tensor(0.5, dtype=torch.float64))  # what stays whole has its value from the caller
+        module.scale.data.fill_(0.5)  # what stays whole has its value from the caller too
         for number in range(MICRO_BATCHES):
             for first in range(0, 2 * size, 2):
                 odd_loss(whole, 0, number, first, first + 2).backward()
@@ -281,7 +281,7 @@ def built_in_rows(rank: int, size: int, group: ProcessGroup, place: str) -> list
     """Values of the largest tensor that building and drawing made, and of the largest parameter."""
     settings = spec.Model(family="llama", layers=1, width=8, heads=2)
     module = skeleton(settings, 16384, LENGTH, seed=3)
-    parts, table = whole_parts(module), module.initial
+    parts, table = whole_parts(module), cast(InitialTable, module.initial)
     with shard_mesh(place, rank, size) as mesh:
         assert mesh.devices is not None
         with Largest() as largest:
