@@ -215,7 +215,7 @@ class _Rounds:
 class _Ring(torch.autograd.Function):
     """Keeps its inputs, what it returned and one number a query; for the gradient, keys and values travel once more.
 
-    Their gradients follow one round behind, each rank adding its share, and are home after as many rounds as there are ranks.
+    Their gradients follow one round behind: the rank after a block's own begins a sum, each adds its share, the last sends it home.
     """
 
     @staticmethod
@@ -239,16 +239,20 @@ class _Ring(torch.autograd.Function):
         dq_BHLE = torch.zeros_like(q_BHLE, dtype=lse_BHL.dtype)
         d_block, spare = (ring.pool.take((2, *k_BGLE.shape), lse_BHL.dtype, k_BGLE.device) for _ in range(2))
         arriving = _Arriving(d_block.zero_(), [])
-        for (queries, keys, sight), (k, v) in zip(ctx.rounds.of(q_BHLE.shape[1]), ring.around(k_BGLE, v_BGLE), strict=True):
+        rounds = zip(ctx.rounds.of(q_BHLE.shape[1]), ring.around(k_BGLE, v_BGLE), strict=True)
+        for round_, ((queries, keys, sight), (k, v)) in enumerate(rounds):
             gradient, q, mixed, lse = (x[:, :, queries] for x in (gradient_BHLE, q_BHLE, mixed_BHLE, lse_BHL))
             dq, dk, dv = part_gradients(gradient, q, k[:, :, keys], v[:, :, keys], mixed, lse, sight)
             dq_BHLE[:, :, queries] += dq
+            if round_ == 0:
+                d_own = torch.stack((dk, dv)).to(dq_BHLE.dtype)
+                continue
             d_block = arriving.wait()
             d_block[0, :, :, keys] += dk
             d_block[1, :, :, keys] += dv
             arriving = ring.pass_on(d_block, spare)
             spare = d_block
-        dk_BGLE, dv_BGLE = arriving.wait().to(k_BGLE.dtype, copy=True)
+        dk_BGLE, dv_BGLE = d_own.add_(arriving.wait()).to(k_BGLE.dtype)
         return dq_BHLE.to(q_BHLE.dtype), dk_BGLE, dv_BGLE, None, None
 
 

@@ -109,7 +109,7 @@ def test_as_many_bytes_are_sent_in_bf16_as_the_page_says(tmp_path, by, ranks):
     H, G, C, width = 12, 12 if by == "ulysses" else 4, ranks, 2
     block = B * LENGTH // C * E
     if by == "ring":
-        forward, backward = (C - 1) * 2 * G * block * width, (C - 1) * 2 * G * block * width + C * 2 * G * block * 4
+        forward, backward = (C - 1) * 2 * G * block * width, (C - 1) * 2 * G * block * (width + 4)
     else:
         forward = backward = (C - 1) * (2 * H + 2 * G) * block * width // C
     assert distributed("bytes_sent", ranks, tmp_path, by=by, heads=[H, G]) == [[forward, backward]] * ranks
