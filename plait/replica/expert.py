@@ -24,6 +24,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
+from plait.events import Load
 from plait.model.moe import Compute, inverse, mixtures, reorder
 from plait.model.sharding import Placement
 from plait.replica.part import Part
@@ -58,13 +59,13 @@ def begin(module: nn.Module, divisor: int) -> None:
         mixture.router.begin(1.0 / divisor)
 
 
-def load(module: nn.Module) -> list[list[int]] | None:
-    """Tokens that this rank has sent to each expert since `begin`, by layer: none for a layer without a mixture, None without any."""
+def load(module: nn.Module) -> Load:
+    """Tokens that this rank has sent to each expert since `begin`, by layer; none for a layer without a mixture, or not held here."""
     by_layer = {mixture.layer: mixture.router.load.tolist() for mixture in mixtures(module)}
-    return [by_layer.get(layer, []) for layer in range(max(by_layer) + 1)] if by_layer else None
+    return [by_layer.get(layer, []) for layer in range(max(by_layer, default=-1) + 1)]
 
 
-def follow(module: nn.Module, load: list[list[int]]) -> None:
+def follow(module: nn.Module, load: Load) -> None:
     """Move each router's bias by the load of a whole, committed global batch."""
     for mixture in mixtures(module):
         mixture.router.follow(load[mixture.layer])
