@@ -24,18 +24,23 @@ from torch.nn import Parameter
 from plait import spec
 from plait.errors import RunFileError
 from plait.model.own import check_call, load_object
-from plait.replica.muon import Muon
+from plait.replica.muon import Joint, Muon
 
 Named = Iterable[tuple[str, Parameter]]
 _FUSED = ("cpu", "cuda")  # torch has fused kernels elsewhere too; these two are tested here
 
 
-def build_optimizer(settings: spec.Optimizer, named_parameters: Named, device: torch.device | str) -> torch.optim.Optimizer:
-    """The optimizer of a run file over (path, parameter) pairs. Raises RunFileError where your own cannot be built."""
+def build_optimizer(
+    settings: spec.Optimizer, named_parameters: Named, device: torch.device | str, joint: Joint | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of a run file over (path, parameter) pairs. joint: where ranks hold parts of the parameters.
+
+    Raises RunFileError where your own cannot be built.
+    """
     named = list(named_parameters)
     fused = _fusible(named, torch.device(device))
     if settings.name == "muon":
-        return _muon(settings, named, fused)
+        return _muon(settings, named, fused, joint)
     groups = _by_decay(named, settings.weight_decay)
     if ":" in settings.name:
         return _own(settings, groups)
@@ -119,7 +124,7 @@ def _by_decay(named: list[tuple[str, Parameter]], weight_decay: float) -> list[d
     return [group for group in groups if group["params"]]
 
 
-def _muon(settings: spec.Optimizer, named: list[tuple[str, Parameter]], fused: bool) -> Muon:
+def _muon(settings: spec.Optimizer, named: list[tuple[str, Parameter]], fused: bool, joint: Joint | None) -> Muon:
     inside = [(path, parameter) for path, parameter in named if _orthogonal(path, parameter)]
     outside = [(path, parameter) for path, parameter in named if not _orthogonal(path, parameter)]
     if not inside:
@@ -133,6 +138,7 @@ def _muon(settings: spec.Optimizer, named: list[tuple[str, Parameter]], fused: b
         betas=settings.betas,
         eps=settings.eps,
         fused=fused,
+        joint=joint,
     )
 
 

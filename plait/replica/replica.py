@@ -17,10 +17,11 @@ from plait.events import Load
 from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
 from plait.replica import expert
-from plait.replica.assemble import assemble, start_afresh
+from plait.replica.assemble import Assembly, assemble, start_afresh
 from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
 from plait.replica.mesh import ALONE, Mesh
+from plait.replica.muon import Joint
 from plait.replica.optim import build_optimizer, create_state, optimizer_state, reset_state, restore_state, set_rate
 from plait.replica.placed import local_values, placed
 
@@ -36,7 +37,8 @@ class Replica:
         self.compute = Compute(run, self.assembly, device)
         self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.leaves}
         self.gradients = Gradients(self.assembly.leaves, int(run.sync.bucket_mib * 2**20), mesh)
-        self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device)
+        joint = _joint(self.assembly) if run.train.optimizer.name == "muon" else None
+        self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device, joint)
         self._publish()
         if run.train.compile:
             compile_blocks(self.compute.module)
@@ -130,3 +132,9 @@ class Replica:
         """Parameters have changed."""
         if self._shards is not None:
             self._shards.publish()
+
+
+def _joint(assembly: Assembly) -> Joint | None:
+    """For an optimizer that needs whole matrices: the axes that cut them."""
+    groups = [group for axis in ("shard", "tensor") if (group := assembly.mesh.group(axis)) is not None]
+    return Joint({leaf.parameter: leaf.part for leaf in assembly.leaves}, groups) if groups else None

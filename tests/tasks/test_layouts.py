@@ -67,6 +67,12 @@ def test_layouts_draw_the_curve_of_one_process(curve: Train, family: str, layout
     assert_one_curve(alone, curve("spread", **FAMILIES[family], **spread(layout)))
 
 
+@pytest.mark.parametrize("layout", [{"tensor": 2}, {"shard": 3}, {"shard": 2, "tensor": 2}], ids=str)
+def test_muon_orthogonalises_whole_matrices(curve: Train, layout: dict[str, Any]) -> None:
+    alone = curve("alone", train__optimizer={"name": "muon", "lr": 1e-2})
+    assert_one_curve(alone, curve("spread", train__optimizer={"name": "muon", "lr": 1e-2}, **spread(layout)))
+
+
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"shard": 2}, {"context": 2}], ids=str)
 def test_short_curves_agree_in_fp32(curve: Train, layout: dict[str, Any]) -> None:
     """Over the first 8 steps: later any reordering of sums makes such curves drift apart."""
