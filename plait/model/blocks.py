@@ -131,10 +131,11 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of any family; layer: its number."""
+    """One layer of any family; layer: its number. recompute: what whoever runs it for training computes again in backward."""
 
     def __init__(self, model: spec.Model, layer: int) -> None:
         super().__init__()
+        self.recompute = model.recomputes(layer)
         path = f"blocks.{layer}"
         self.norm1 = norm(model)
         self.attention = Attention(model, f"{path}.attention")

@@ -10,11 +10,12 @@ head      the embedding again                 its own
 
 from __future__ import annotations
 
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plait import spec
 from plait.model.attention import Mix, causal_mask
@@ -99,10 +100,12 @@ class Decoder(nn.Module):
 
     def through(self, block: nn.Module, x_BLD: Tensor, around: Around) -> Tensor:
         """One block, recomputed in backward where the settings say so."""
-        if self.model.recompute == "full" and torch.is_grad_enabled():
-            # The noise is a hash: recomputing draws the same, and no generator's state needs keeping.
-            return cast(Tensor, checkpoint(block, x_BLD, around, use_reentrant=False, preserve_rng_state=False))
-        return cast(Tensor, block(x_BLD, around))
+        recompute = getattr(block, "recompute", "none")
+        if recompute == "none" or not torch.is_grad_enabled():
+            return cast(Tensor, block(x_BLD, around))
+        # The noise is a hash: recomputing draws the same, and no generator's state needs keeping.
+        keeping = _KEEPING if recompute == "selective" else {}
+        return cast(Tensor, checkpoint(block, x_BLD, around, use_reentrant=False, preserve_rng_state=False, **keeping))
 
     def leave(self, x_BLD: Tensor) -> Tensor:
         """logits_BLV of what the last block returned."""
@@ -115,6 +118,14 @@ class Decoder(nn.Module):
 
     def _rotation(self, length: int, positions: Tensor | None) -> Rotation | None:
         return None if self.rotary is None else self.rotary(length, positions)
+
+
+def _keep_products(_: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
+    kept = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+_KEEPING: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_products)}
 
 
 def compile_blocks(module: nn.Module) -> None:

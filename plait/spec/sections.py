@@ -53,7 +53,12 @@ class Model(Section):
     tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 yes, llama no when left out")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
-    recompute: Literal["none", "full"] = Field("none", description="activation checkpointing of each block")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activation checkpointing: what of a block backward computes again; selective: all but the matrix products"
+    )
+    recompute_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="the layers, from 0 on, that `recompute` is for; all when left out"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
     experts: Positive | None = Field(None, description="moe: experts in a layer; 8 when left out")
     experts_per_token: Positive | None = Field(None, description="moe: how many of them compute a token; 2 when left out")
@@ -102,6 +107,19 @@ class Model(Section):
         if self.family in ("llama", "moe") and (self.width // self.heads) % 2:
             raise ValueError(f"rotary positions need an even head width; width / heads = {self.width // self.heads}")
         return self
+
+    @model_validator(mode="after")
+    def _recomputed(self) -> Self:
+        beyond = [layer for layer in self.recompute_layers or () if layer >= self.layers]
+        if beyond:
+            raise ValueError(
+                f"recompute_layers names layer {beyond[0]}, and layers = {self.layers} are numbered from 0 to {self.layers - 1}"
+            )
+        return self
+
+    def recomputes(self, layer: int) -> Literal["none", "selective", "full"]:
+        """What backward computes again of one layer."""
+        return self.recompute if self.recompute_layers is None or layer in self.recompute_layers else "none"
 
     @model_validator(mode="after")
     def _mixed(self) -> Self:
@@ -294,8 +312,21 @@ class Layout(Section):
         "ring", description="context: keys and values go around, or heads are exchanged for positions"
     )
 
+    auto: bool = Field(False, description='chosen when the run starts: what fits in memory and sends least; layout = "auto" says the same')
+
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
     BUILT: ClassVar[tuple[str, ...]] = ("tensor", "shard", "context", "expert")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        return {"auto": True} if given == "auto" else given
+
+    @model_validator(mode="after")
+    def _chosen_later(self) -> Self:
+        if self.auto and self.workers > 1:
+            raise ValueError("auto = true chooses the sizes of all axes; leave them out, or auto")
+        return self
 
     @model_validator(mode="after")
     def _built(self) -> Self:
@@ -432,7 +463,9 @@ class Run(Section):
         if capacity is not None and len(capacity) != self.layout.replicas:
             raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
         if self.sync.strategy == "server" and self.layout.ranks > 1:
-            raise ValueError(f'sync.strategy = "server" has replicas of one rank so far, and layout has {self.layout.ranks}; use "allreduce"')
+            raise ValueError(f'sync.strategy = "server" serves replicas of one rank, and layout has {self.layout.ranks}; use "allreduce"')
+        if self.layout.auto and (capacity is not None or self.sync.strategy != "allreduce"):
+            raise ValueError('layout.auto is for sync.strategy = "allreduce" without balance.capacity so far; write the layout')
         if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
             raise ValueError('train.micro_batch = "auto" measures whole models; write a number with layout.pipeline')
         if self.model.family == "moe" and self.model.mixture.balance == "bias" and self.sync.strategy == "server":
@@ -456,6 +489,7 @@ class Run(Section):
 
 _FREE = {
     "model.recompute",
+    "model.recompute_layers",
     "data.prepared",
     "data.workers",
     "train.micro_batch",

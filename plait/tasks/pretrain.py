@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import events, spec
-from plait.cluster import environment, local
+from plait.cluster import environment, local, resources
 from plait.cluster.config import Site
 from plait.cluster.environment import World
 from plait.cluster.nursery import Nursery
@@ -26,7 +26,7 @@ from plait.ledger import journal
 from plait.ledger.journal import Journal
 from plait.ledger.plan import Plan
 from plait.ledger.state import Ledger
-from plait.plan import counts
+from plait.plan import auto, counts
 from plait.train import manifest
 from plait.train.folder import Folder
 from plait.watch.listener import Listener, Listeners, build_listeners
@@ -74,6 +74,7 @@ def train(
             'cluster.launcher = "environment", but no launcher started this process; use torchrun, srun or mpirun, or "local"'
         )
     prepared = prepare(run, preparing)
+    run = _laid_out(run, prepared, None, quiet)
     with Folder(Path(out)) as folder, ExitStack() as stack:
         started = Start(run, folder, prepared)
         if started.done:
@@ -102,6 +103,7 @@ def _train_under(
     outcome = 1
     try:
         prepared = prepare(run, preparing)
+        run = _laid_out(run, prepared, world)
         with Folder(out) as folder:
             started = Start(run, folder, prepared)
             if started.done:
@@ -122,9 +124,20 @@ def _train_under(
         meeting.part(outcome)
 
 
+def _laid_out(run: spec.Run, prepared: Prepared, world: World | None, quiet: bool = False) -> spec.Run:
+    """The run with its layout chosen, where that was left to plait."""
+    if not run.layout.auto:
+        return run
+    found = resources.here(run.cluster, world)
+    choice = auto.choose(run, prepared.vocabulary, found.workers, found.memory)
+    if not quiet:
+        print(choice.why, flush=True)
+    return run.model_copy(update={"layout": choice.layout})
+
+
 def _check_world(world: World, run: spec.Run) -> None:
     layout = run.layout
-    if layout.workers != world.size:
+    if layout.workers != world.size and not layout.auto:
         wanted = f"layout.replicas = {layout.replicas}" + (f" of {layout.ranks} ranks each" if layout.ranks > 1 else "")
         raise RunFileError(f"{wanted}, but {world.launcher} started {world.size} processes; make them equal")
     if run.sync.strategy == "server":

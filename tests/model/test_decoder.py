@@ -80,11 +80,33 @@ def test_micro_batches_sum_to_the_batch(family, rate):
 
 
 @both
-def test_recomputing_changes_nothing(family):
+@pytest.mark.parametrize(
+    "changes", [{"recompute": "full"}, {"recompute": "selective"}, {"recompute": "full", "recompute_layers": [1]}], ids=str
+)
+def test_recomputing_changes_nothing(family, changes):
     x, noise = tokens(), Noise(0, 1, torch.arange(3))
-    kept, recomputed = (gradients(built(family, dropout=0.2, recompute=how), x, None, noise) for how in ("none", "full"))
+    kept, recomputed = (gradients(built(family, dropout=0.2, **how), x, None, noise) for how in ({}, changes))
     for path, gradient in kept.items():
         torch.testing.assert_close(recomputed[path], gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_the_more_is_recomputed_the_less_is_kept():
+    held = {}
+    for name, changes in {
+        "none": {},
+        "one layer": {"recompute": "full", "recompute_layers": [0]},
+        "selective": {"recompute": "selective"},
+        "full": {"recompute": "full"},
+    }.items():
+        seen = {}
+        model = built("gpt2", dropout=0.2, **changes)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, seen=seen: seen.setdefault(x.untyped_storage().data_ptr(), x) is None or x, lambda x: x
+        ):
+            model(tokens(), None, Noise(0, 1, torch.arange(3)))
+        held[name] = sum(x.untyped_storage().nbytes() for x in seen.values())
+    assert held["full"] < held["one layer"] < held["none"]
+    assert held["full"] <= held["selective"] < held["none"]
 
 
 @both
