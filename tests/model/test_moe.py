@@ -163,6 +163,19 @@ def test_the_bias_follows_the_load_and_chooses_without_weighing():
     torch.testing.assert_close(weights, (scores / scores.gather(-1, chosen).sum(-1, keepdim=True)).gather(-1, chosen))
 
 
+def test_following_the_load_evens_it_out():
+    module, (x, g) = mixture(2, "bias"), inputs(20, 10)
+    module.router.bias.copy_(torch.tensor([0.3, 0.0, 0.0, -0.3, 0.0]))
+    module.router.bias_rate = 0.01
+    unevenness = []
+    for _ in range(60):
+        load = gradients(module, x, (slice(None), g))["load"]
+        unevenness.append((load.max() / load.double().mean()).item())
+        module.router.follow(load.tolist())
+    assert unevenness[0] > 1.5
+    assert unevenness[-1] < 1.05
+
+
 def test_a_mixture_without_bias_has_none_and_follows_nothing():
     module = mixture(2, "auxiliary", auxiliary=0.1)
     module.router.follow([1] * EXPERTS)
