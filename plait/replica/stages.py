@@ -1,0 +1,230 @@
+"""Stages: parts of a model, each consecutive layers, that compute one after the other.
+
+    embed, blocks 0 1   x ─►   blocks 2 3, norm, head, loss       stages 0 and 1
+    └──── rank 0 ────┘  ◄─ dx  └────────── rank 1 ──────────┘
+
+x alone travels. What blocks are given beside it (rotary angles, masks, noise) each stage makes anew from the micro-batch, which every
+rank reads itself. A stage keeps its parameters' paths in the whole model. A parameter that both ends compute with, a tied embedding, is
+held by both: its gradient is a partial sum over the mesh's "ends", and the first end counts it.
+
+Where a rank holds two stages they are r and r + P: against ZB-V's r and 2P - 1 - r the bubble is as small from 2P micro-batches on and
+smaller below, and the ends stand on two ranks under every schedule.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Parameter
+
+from plait import spec
+from plait.errors import RunFileError
+from plait.plan import counts
+
+if TYPE_CHECKING:
+    from plait.replica.compute import Inputs
+
+PROTOCOL = ("blocks", "around", "enter", "through", "leave")
+
+Finish = Callable[[Tensor, "Inputs"], Tensor]
+"""(logits_BLV, inputs) -> a scalar, the one that backward begins with."""
+
+Context = Callable[[], AbstractContextManager[Any]]
+
+
+def layers_of_stages(layers: int, layout: spec.Layout, head: float) -> list[int]:
+    """How many layers each stage computes: `layout.stages`, or such that stages cost alike. head: its cost, in layers."""
+    stages = spec.stages_of(layout)
+    if layout.stages is not None:
+        return list(layout.stages)
+    counted, costs = [1] * stages, [1.0] * (stages - 1) + [1.0 + head]
+    for _ in range(layers - stages):
+        # A layer more for the cheapest stage; of equals the one whose rank has less, then the later one, which keeps fewer activations.
+        of_ranks = [sum(costs[stage % layout.pipeline :: layout.pipeline]) for stage in range(stages)]
+        cheapest = min(range(stages), key=lambda stage: (costs[stage], of_ranks[stage], -stage))
+        counted[cheapest] += 1
+        costs[cheapest] += 1.0
+    return counted
+
+
+def head_in_layers(model: spec.Model, vocabulary: int, sequence: int) -> float:
+    """What the head costs, by its FLOPs, in layers; nothing for a user's own model, whose operations nobody has counted."""
+    if model.family not in spec.Model.FAMILIES:
+        return 0.0
+    head = 6.0 * vocabulary * model.width
+    return head / ((counts.flops_per_token(model, vocabulary, sequence) - head) / model.layers)
+
+
+def stages_of_rank(rank: int, layout: spec.Layout) -> list[int]:
+    """r, r + P, ..."""
+    return list(range(rank, spec.stages_of(layout), layout.pipeline))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """modules: this rank's, in order; each a part of the model, with the paths of the whole. shared: paths of the parameters that the
+    first and the last stage both hold."""
+
+    modules: list[nn.Module]
+    shared: frozenset[str]
+
+
+def cut(model: nn.Module, layout: spec.Layout, place: int, head: float) -> Stages:
+    """The stages that the rank at `place` along the pipeline holds. They share the model's modules. Raises RunFileError."""
+    _check(model, layout)
+    blocks = list(cast(nn.ModuleList, model.blocks))
+    edges = [0, *accumulate(layers_of_stages(len(blocks), layout, head))]
+    entering, leaving = _used_at_the_ends(model)
+    inside = {path for path, _ in model.named_parameters() if path.startswith("blocks.")}
+    idle = {path for path, _ in model.named_parameters()} - entering - leaving - inside
+    held = [set[str]() for _ in pairwise(edges)]
+    held[0], held[-1] = entering | idle, leaving
+    views = [_view(model, held[stage], span, stage, len(held)) for stage, span in enumerate(pairwise(edges))]
+    _check_ties(model, views)
+    first, last = ({path for path, _ in view.named_parameters()} for view in (views[0], views[-1]))
+    return Stages([views[stage] for stage in stages_of_rank(place, layout)], frozenset(first & last))
+
+
+class Stage:
+    """Laid over a model's own class: its forward pass computes one stage. `unit` is what is under way."""
+
+    is_first: bool
+    is_last: bool
+    unit: Unit
+
+    def forward(self, x: Tensor, number: Tensor) -> Tensor:
+        """x: of the stage before; the first reads none. number: of the micro-batch in the unit. Returns x; the last stage a scalar."""
+        model, inputs = cast(Any, self), self.unit.inputs[int(number)]
+        with self.unit.context():
+            around = model.around(inputs.tokens_BL.shape[1], inputs.documents_BL, inputs.noise, **inputs.keywords)
+            if self.is_first:
+                x = model.enter(inputs.tokens_BL, around)
+            for block in model.blocks:
+                x = model.through(block, x, around)
+            return self.unit.finished(model.leave(x), inputs) if self.is_last else self.unit.checked(x)
+
+
+@dataclass
+class Unit:
+    """The micro-batches that are under way, how their logits become a scalar, and around what forward passes run (autocast).
+
+    like: shape of a row, and dtype, of what travels.
+    """
+
+    context: Context = nullcontext
+    inputs: Sequence[Inputs] = ()
+    finish: Finish | None = None
+    like: tuple[torch.Size, torch.dtype] | None = None
+
+    def finished(self, logits_BLV: Tensor, inputs: Inputs) -> Tensor:
+        assert self.finish is not None
+        return self.finish(logits_BLV, inputs)
+
+    def checked(self, x: Tensor) -> Tensor:
+        if self.like is not None and self.like != (x.shape[1:], x.dtype):
+            raise RunFileError(
+                f"layout.pipeline: x leaves a stage as {x.dtype} {list(x.shape[1:])} a sample, and the first one as {self.like[1]} "
+                f"{list(self.like[0])}; what blocks return must have the shape and the dtype of what `enter` returns"
+            )
+        return x
+
+
+def _check(model: nn.Module, layout: spec.Layout) -> None:
+    missing = [name for name in PROTOCOL if not hasattr(model, name)]
+    if missing:
+        raise RunFileError(
+            f"layout.pipeline = {layout.pipeline} needs a model of blocks, and {type(model).__name__} has no {' and no '.join(missing)} "
+            "(plait.model.decoder shows them); layout.shard, layout.tensor and layout.replicas do without"
+        )
+    layers, stages = len(cast(nn.ModuleList, model.blocks)), spec.stages_of(layout)
+    if stages > layers:
+        works = layers * layout.pipeline // stages
+        raise RunFileError(
+            f"layout.pipeline = {layout.pipeline} makes {stages} stages, and {type(model).__name__} has {layers} blocks; "
+            + (f"layout.pipeline = {works} works" if works > 1 else "leave layout.pipeline out")
+        )
+    if layout.stages is not None and (len(layout.stages) != stages or sum(layout.stages) != layers):
+        raise RunFileError(
+            f"layout.stages = {layout.stages} names {len(layout.stages)} stages of {sum(layout.stages)} layers; "
+            f"there are {stages} stages, and {type(model).__name__} has {layers} blocks"
+        )
+
+
+def _check_ties(model: nn.Module, views: Sequence[nn.Module]) -> None:
+    """A parameter has one path: the ends share what stands outside the blocks, and no other stages share anything."""
+    whole = {parameter: path for path, parameter in model.named_parameters()}
+    for view in views:
+        for path, parameter in view.named_parameters():
+            if whole[parameter] != path:
+                raise RunFileError(
+                    f"layout.pipeline: {path} is {whole[parameter]} on another stage, and only the ends may share what they hold"
+                )
+
+
+def _used_at_the_ends(model: nn.Module) -> tuple[set[str], set[str]]:
+    """Paths of the parameters that `enter`, and that `leave`, compute with: seen in the graphs of passes over tensors without data."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        ghost = cast(Any, _without_values(model))
+        paths = {parameter: path for path, parameter in ghost.named_parameters()}
+        try:
+            around = ghost.around(1, None, None)
+            x_BLD = ghost.enter(torch.zeros(1, 1, dtype=torch.int64), around)
+            logits_BLV = ghost.leave(x_BLD.detach())
+        except Exception as error:  # whatever a user's model raises is the answer
+            what = f"layout.pipeline: {type(model).__name__} computing on tensors without data (torch's FakeTensorMode)"
+            raise RunFileError(f"{what}: {type(error).__name__}: {error}") from error
+    return {paths[leaf] for leaf in _leaves(x_BLD)}, {paths[leaf] for leaf in _leaves(logits_BLV)}
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy whose parameters and buffers are new ones; what was tied is tied."""
+    memo: dict[int, Any] = {id(buffer): _alike(buffer) for buffer in model.buffers()}
+    memo |= {id(old): Parameter(_alike(old), requires_grad=old.is_floating_point()) for old in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def _alike(old: Tensor) -> Tensor:
+    return torch.empty(old.shape, dtype=old.dtype, device=old.device)
+
+
+def _leaves(y: Tensor) -> set[Parameter]:
+    """The parameters in the graph of y."""
+    waiting, seen, found = [y.grad_fn], set[Any](), set[Parameter]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        waiting += [parent for parent, _ in node.next_functions]
+    return found
+
+
+def _view(model: nn.Module, held: set[str], span: tuple[int, int], stage: int, stages: int) -> nn.Module:
+    """The model with some of its parts: the blocks of `span`, what `held` names parameters of, and all that has no parameters."""
+    view = cast(Any, copy.copy(model))
+    paths = {parameter: path for path, parameter in model.named_parameters()}
+
+    def kept(parameters: Iterable[Parameter]) -> bool:
+        its = [paths[parameter] for parameter in parameters]
+        return not its or not held.isdisjoint(its)
+
+    blocks = nn.ModuleList()
+    for layer in range(*span):
+        blocks.add_module(str(layer), cast(nn.ModuleList, model.blocks)[layer])
+    children = {name: blocks if name == "blocks" else child for name, child in model._modules.items()}
+    view._modules = {name: child for name, child in children.items() if child is None or child is blocks or kept(child.parameters())}
+    view._parameters = {name: parameter for name, parameter in model._parameters.items() if parameter is None or kept([parameter])}
+    view._buffers = dict(model._buffers)
+    view.__class__ = type(f"{type(model).__name__}Stage", (Stage, type(model)), {})
+    view.is_first, view.is_last = stage == 0, stage == stages - 1
+    return cast(nn.Module, view)
