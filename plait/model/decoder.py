@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plait import spec
-from plait.model.attention import Mix, causal_mask
+from plait.model.attention import Mix
 from plait.model.blocks import Around, Block, Embedding, Linear, Rotation, norm
 from plait.model.cache import Cache
 from plait.model.cut import Cut
@@ -84,11 +84,9 @@ class Decoder(nn.Module):
 
     def around(self, length: int, documents_BL: Tensor | None, noise: Noise | None, cut: Cut | None = None) -> Around:
         """What blocks are given beside x, for `length` positions."""
-        mask = _document_mask(documents_BL)
         if cut is None:
-            return Around(self._rotation(length, None), mask, noise)
-        mask = None if mask is None else mask[:, :, cut.positions_L]
-        return Around(self._rotation(length, cut.positions_L), mask, noise, cut)
+            return Around(self._rotation(length, None), _document_mask(documents_BL, None), noise)
+        return Around(self._rotation(length, cut.positions_L), _document_mask(documents_BL, cut.positions_L), noise, cut)
 
     def enter(self, tokens_BL: Tensor, around: Around, positions_BL: Tensor | None = None) -> Tensor:
         """x_BLD, the residual stream before the first block."""
@@ -162,12 +160,15 @@ class _Rotary(nn.Module):
         return Rotation(self.cos[places].to(dtype).unsqueeze(-2), self.sin[places].to(dtype).unsqueeze(-2))
 
 
-def _document_mask(documents_BL: Tensor | None) -> Tensor | None:
-    """[B, 1, L, L]: what came before in the same document; None where plain causality is all."""
+def _document_mask(documents_BL: Tensor | None, queries_Q: Tensor | None) -> Tensor | None:
+    """[B, 1, Q, L] of the queries at these positions, all when None: what came before in the same document; None where plain causality is
+    all."""
     if documents_BL is None:
         return None
-    same_BLL = documents_BL[:, :, None] == documents_BL[:, None, :]
-    return (same_BLL & causal_mask(documents_BL.shape[1], documents_BL.device))[:, None]
+    positions_L = torch.arange(documents_BL.shape[1], device=documents_BL.device)
+    queries_Q = positions_L if queries_Q is None else queries_Q
+    same_BQL = documents_BL[:, queries_Q, None] == documents_BL[:, None, :]
+    return (same_BQL & (positions_L <= queries_Q[:, None]))[:, None]
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -26,7 +26,7 @@ from plait.errors import RunFileError
 from plait.model.build import skeleton
 from plait.model.init import InitialTable, initial_rows
 from plait.model.sharding import Placement, ShardingTable, placement
-from plait.replica import context, expert, tensor
+from plait.replica import collectives, context, expert, tensor
 from plait.replica import device as devices
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.part import Part, chunk_span
@@ -71,7 +71,7 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
     sequence_parallel = mesh.size("tensor") > 1 and hasattr(module, "around")
     placed = _placements(module)
     parts = {path: _part(path, parameter.shape, placed[path], mesh) for path, parameter in module.named_parameters(remove_duplicate=False)}
-    spread = _insert(module, placed, parts, run.layout, mesh, sequence_parallel)
+    spread = _insert(module, placed, parts, run, mesh, sequence_parallel)
     values, dtype = _values(module, run.train.seed), devices.dtype(run.train.precision)
     _move_buffers(module, dtype, device)
     shards = _shard(module, parts, run, mesh, dtype, device)
@@ -118,16 +118,18 @@ def _part(path: str, shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:
 
 
 def _insert(
-    module: nn.Module, placed: dict[str, Placement], parts: dict[str, Part], layout: spec.Layout, mesh: Mesh, sequence_parallel: bool
+    module: nn.Module, placed: dict[str, Placement], parts: dict[str, Part], run: spec.Run, mesh: Mesh, sequence_parallel: bool
 ) -> bool:
     """Put in what travels between ranks when the module computes. Returns whether its logits are spread."""
     if (group := mesh.group("context")) is not None:
-        context.insert(module, context.exchange(layout.context_by, group))
+        context.insert(module, context.exchange(run.layout.context_by, group))
     if (group := mesh.group("expert")) is not None:
         expert.insert(module, group)
     cutting = [mesh.group("context"), mesh.group("tensor") if sequence_parallel else None]
     expert.share_sequences(module, [group for group in cutting if group is not None])
     tensors = mesh.group("tensor")
+    if tensors is not None and run.train.compile:
+        collectives.hide_from_compilers()
     return tensors is not None and tensor.insert(module, placed, parts, tensors, sequence_parallel)
 
 

@@ -6,7 +6,7 @@
     gather           reduce-scatter           parts of the positions [B, L / T, D] made whole
     reduce-scatter   gather                   partial sums made whole, each rank keeping its part of the positions
 
-(Narayanan et al. 2021, Korthikanti et al. 2022: f and its conjugate, g and its conjugate.) Compilers do not look inside.
+(Narayanan et al. 2021, Korthikanti et al. 2022: f and its conjugate, g and its conjugate.)
 """
 
 from __future__ import annotations
@@ -18,34 +18,33 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from plait.replica import transport
 
-@torch.compiler.disable
+
 def copy(x: Tensor, group: ProcessGroup) -> Tensor:
     """x itself; its gradient is summed over the group."""
     return cast(Tensor, _Copy.apply(x, group))
 
 
-@torch.compiler.disable
 def all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over the group."""
     return cast(Tensor, _AllReduce.apply(x, group))
 
 
-@torch.compiler.disable
 def gather(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     """[B, S, D] of each rank, in the group's order, as [B, T x S, D]."""
     return cast(Tensor, _Gather.apply(x_BSD, group))
 
 
-@torch.compiler.disable
 def reduce_scatter(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over the group, of which each rank gets its part of the positions: [B, L / T, D]."""
     return cast(Tensor, _ReduceScatter.apply(x_BLD, group))
 
 
-# torch 2.13 renamed them; the older names warn there.
-_all_gather: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
-_reduce_scatter: Any = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
+def hide_from_compilers() -> None:
+    """Have compilers not look inside; to be called before they are used, since telling them so imports them, which takes a second."""
+    for function in (copy, all_reduce, gather, reduce_scatter):
+        globals()[function.__name__] = torch.compiler.disable(function)
 
 
 class _Copy(torch.autograd.Function):
@@ -100,7 +99,7 @@ def _summed(x: Tensor, group: ProcessGroup) -> Tensor:
 def _gathered(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     B, S, *rest = x_BSD.shape
     parts_TBSD = x_BSD.new_empty(group.size(), B, S, *rest)
-    _all_gather(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
+    transport.all_gather(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
     return parts_TBSD.transpose(0, 1).reshape(B, -1, *rest)
 
 
@@ -108,5 +107,5 @@ def _scattered(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     B, L, *rest = x_BLD.shape
     parts_TBSD = x_BLD.view(B, group.size(), -1, *rest).transpose(0, 1).contiguous()
     part = x_BLD.new_empty(B, L // group.size(), *rest)
-    _reduce_scatter(part, parts_TBSD.flatten(0, 1), group=group)
+    transport.reduce_scatter(part, parts_TBSD.flatten(0, 1), group=group)
     return part

@@ -12,12 +12,17 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 from torch.distributed import ProcessGroup
+
+# torch 2.13 renamed them; the older names warn there.
+all_gather: Any = getattr(torch.distributed, "all_gather_single", None) or torch.distributed.all_gather_into_tensor
+reduce_scatter: Any = getattr(torch.distributed, "reduce_scatter_single", None) or torch.distributed.reduce_scatter_tensor
 
 
 class Pool:
@@ -50,7 +55,7 @@ def gather_rows(rows_RN: Tensor, group: ProcessGroup) -> None:
     """Fill the rows of other ranks, in place; this rank's is there already."""
     rank = group.rank()
     if rows_RN.device.type != "cpu":
-        torch.distributed.all_gather_into_tensor(rows_RN.view(-1), rows_RN[rank], group=group)
+        all_gather(rows_RN.view(-1), rows_RN[rank], group=group)
         return
     others = [other for other in range(group.size()) if other != rank]
     sent = [torch.distributed.isend(rows_RN[rank], group=group, group_dst=other) for other in others]
@@ -63,7 +68,7 @@ def gather_rows(rows_RN: Tensor, group: ProcessGroup) -> None:
 def sum_rows(rows_RN: Tensor, own_N: Tensor, group: ProcessGroup, pool: Pool) -> None:
     """Write this rank's row, summed over the ranks in their order, to `own_N`."""
     if rows_RN.device.type != "cpu":
-        torch.distributed.reduce_scatter_tensor(own_N, rows_RN.view(-1), group=group)
+        reduce_scatter(own_N, rows_RN.view(-1), group=group)
         return
     parts_RN = pool.take(rows_RN.shape, rows_RN.dtype, rows_RN.device)
     torch.distributed.all_to_all_single(parts_RN, rows_RN, group=group)

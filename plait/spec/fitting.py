@@ -67,7 +67,8 @@ def _context(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
         return
     if sequence % size:
         yield f"{name} does not divide data.sequence = {sequence}"
-    for setting, value in {"heads": model.heads, "kv_heads": model.key_value_heads}.items():
+    heads = {} if ":" in model.family else {"heads": model.heads, "kv_heads": model.key_value_heads}
+    for setting, value in heads.items():
         if value % (size * layout.tensor):
             with_tensor = f" x layout.tensor = {layout.tensor}" if layout.tensor > 1 else ""
             yield f'{name}{with_tensor} does not divide model.{setting} = {value}, as context_by = "ulysses" needs ("ring" does not)'

@@ -9,6 +9,7 @@ all; what it returns must be JSON and comes back by rank.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import json
 import select
@@ -71,6 +72,7 @@ def _await(nursery: Nursery, waiting: set[str], timeout: float) -> dict[str, int
 def _call(config: dict[str, Any]) -> int:
     """Runs in the forked process."""
     import torch
+    import torch.distributed
 
     from plait.sync.group import local_store, make_group
 
@@ -82,6 +84,8 @@ def _call(config: dict[str, Any]) -> int:
         module, _, name = config["function"].partition(":")
         result = getattr(importlib.import_module(module), name)(rank, size, group, **config["arguments"])
         (place / f"result-{rank}").write_text(json.dumps(result))
+        with contextlib.suppress(RuntimeError):  # who leaves early breaks the connections that others are still making
+            group.barrier(torch.distributed.BarrierOptions()).wait()
     except BaseException:
         (place / f"error-{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
         return 1
