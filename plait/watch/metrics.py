@@ -46,6 +46,8 @@ def _step(event: Step) -> Iterator[tuple[str, float | None]]:
     yield "speed/seconds", event.seconds
     yield "memory/peak_gib", max(event.memory.values()) / 2**30 if event.memory else None
     yield from ((f"waited/replica_{replica}", seconds) for replica, seconds in event.waited.items())
+    busiest = [(layer, max(load) * len(load) / sum(load)) for layer, load in enumerate(event.load) if any(load)]
+    yield from ((f"experts/layer_{layer}_busiest_over_mean", ratio) for layer, ratio in busiest)
 
 
 def _masked(name: str, value: Any) -> Any:
