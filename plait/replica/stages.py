@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,27 +70,34 @@ def stages_of_rank(rank: int, layout: spec.Layout) -> list[int]:
 
 @dataclass(frozen=True)
 class Stages:
-    """modules: this rank's, in order; each a part of the model, with the paths of the whole. shared: paths of the parameters that the
-    first and the last stage both hold."""
+    """What a rank holds of a model, under the paths of the whole.
+
+    modules: its stages, in order. module: all of them at once, for whoever looks at parameters; it cannot be called. shared: paths of
+    the parameters that the first and the last stage both hold.
+    """
 
     modules: list[nn.Module]
+    module: nn.Module
     shared: frozenset[str]
 
 
 def cut(model: nn.Module, layout: spec.Layout, place: int, head: float) -> Stages:
     """The stages that the rank at `place` along the pipeline holds. They share the model's modules. Raises RunFileError."""
     _check(model, layout)
-    blocks = list(cast(nn.ModuleList, model.blocks))
+    blocks = cast(nn.ModuleList, model.blocks)
     edges = [0, *accumulate(layers_of_stages(len(blocks), layout, head))]
     entering, leaving = _used_at_the_ends(model)
-    inside = {path for path, _ in model.named_parameters() if path.startswith("blocks.")}
-    idle = {path for path, _ in model.named_parameters()} - entering - leaving - inside
-    held = [set[str]() for _ in pairwise(edges)]
-    held[0], held[-1] = entering | idle, leaving
-    views = [_view(model, held[stage], span, stage, len(held)) for stage, span in enumerate(pairwise(edges))]
-    _check_ties(model, views)
-    first, last = ({path for path, _ in view.named_parameters()} for view in (views[0], views[-1]))
-    return Stages([views[stage] for stage in stages_of_rank(place, layout)], frozenset(first & last))
+    outside = {path for path, _ in model.named_parameters() if not path.startswith("blocks.")}
+    of_stage = {number: _Held(range(*span)) for number, span in enumerate(pairwise(edges))}
+    last = len(of_stage) - 1
+    of_stage[0].paths |= entering | (outside - leaving)  # what nothing computes with is the first one's
+    of_stage[last].paths |= leaving
+    mine = stages_of_rank(place, layout)
+    module = _part(model, [of_stage[number] for number in mine])
+    modules = [_stage(_part(model, [of_stage[number]]), number == 0, number == last, module) for number in mine]
+    _check_ties(model, [_part(model, [held]) for held in of_stage.values()])
+    shared = _paths(_part(model, [of_stage[0]])) & _paths(_part(model, [of_stage[last]]))
+    return Stages(modules, module, frozenset(shared))
 
 
 class Stage:
@@ -209,22 +216,44 @@ def _leaves(y: Tensor) -> set[Parameter]:
     return found
 
 
-def _view(model: nn.Module, held: set[str], span: tuple[int, int], stage: int, stages: int) -> nn.Module:
-    """The model with some of its parts: the blocks of `span`, what `held` names parameters of, and all that has no parameters."""
-    view = cast(Any, copy.copy(model))
-    paths = {parameter: path for path, parameter in model.named_parameters()}
+@dataclass
+class _Held:
+    """What a stage holds: layers, and paths of parameters outside the blocks."""
+
+    layers: range
+    paths: set[str] = field(default_factory=set)
+
+
+def _part(model: nn.Module, stages: Sequence[_Held]) -> nn.Module:
+    """The model with some of its children: the blocks of these stages, those that hold their parameters, and those without any."""
+    part = cast(Any, copy.copy(model))
+    own = {parameter: path for path, parameter in model.named_parameters()}
+    held = set[str]().union(*(stage.paths for stage in stages))
 
     def kept(parameters: Iterable[Parameter]) -> bool:
-        its = [paths[parameter] for parameter in parameters]
-        return not its or not held.isdisjoint(its)
+        paths = {own[parameter] for parameter in parameters}
+        return not paths or not paths.isdisjoint(held)
 
     blocks = nn.ModuleList()
-    for layer in range(*span):
+    for layer in (layer for stage in stages for layer in stage.layers):
         blocks.add_module(str(layer), cast(nn.ModuleList, model.blocks)[layer])
-    children = {name: blocks if name == "blocks" else child for name, child in model._modules.items()}
-    view._modules = {name: child for name, child in children.items() if child is None or child is blocks or kept(child.parameters())}
-    view._parameters = {name: parameter for name, parameter in model._parameters.items() if parameter is None or kept([parameter])}
-    view._buffers = dict(model._buffers)
-    view.__class__ = type(f"{type(model).__name__}Stage", (Stage, type(model)), {})
-    view.is_first, view.is_last = stage == 0, stage == stages - 1
-    return cast(nn.Module, view)
+    children = {name: child for name, child in model._modules.items() if child is None or name == "blocks" or kept(child.parameters())}
+    part._modules = children | {"blocks": blocks}
+    part._parameters = {name: parameter for name, parameter in model._parameters.items() if parameter is None or kept([parameter])}
+    part._buffers = dict(model._buffers)
+    return cast(nn.Module, part)
+
+
+def _stage(part: nn.Module, is_first: bool, is_last: bool, module: nn.Module) -> nn.Module:
+    """A part that computes. What it holds itself, in no child, is in the very dict of `module`: replaced in one, it is in both."""
+    stage = cast(Any, part)
+    stage.__class__ = type(f"{type(part).__name__}Stage", (Stage, type(part)), {})
+    stage.is_first, stage.is_last = is_first, is_last
+    if is_first or is_last:
+        stage._parameters = module._parameters
+    stage._buffers = module._buffers
+    return part
+
+
+def _paths(module: nn.Module) -> set[str]:
+    return {path for path, _ in module.named_parameters()}
