@@ -26,6 +26,7 @@ BENCHMARKS = (
     "one_process",
     "against_transformers",
     "two_replicas",
+    "shard",
     "first_step",
     "loader",
     "checkpoints",
