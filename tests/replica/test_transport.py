@@ -25,9 +25,11 @@ def rows(rank: int, size: int, group: ProcessGroup, place: str) -> list[Any]:
     gather_rows(gathered_RN, torch.distributed.group.WORLD)
     sum_rows(mine_RN, own_N, torch.distributed.group.WORLD, pool)
     once = pool.size
-    sum_rows(mine_RN, own_N, torch.distributed.group.WORLD, pool)
+    for _ in range(20):
+        sum_rows(mine_RN, own_N, torch.distributed.group.WORLD, pool)
     torch.distributed.destroy_process_group()
-    return [gathered_RN.tolist(), own_N.tolist(), once == pool.size]
+    # gloo's thread may hold a piece a moment longer than its work takes: then a second one serves by turns.
+    return [gathered_RN.tolist(), own_N.tolist(), pool.size <= 2 * once]
 
 
 def test_every_rank_gets_all_rows_and_the_sum_of_its_own(tmp_path: Any) -> None:
