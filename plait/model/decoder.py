@@ -119,7 +119,7 @@ class Decoder(nn.Module):
 
 
 def _keep_products(_: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    kept = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+    kept = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -53,11 +53,11 @@ class Mixture(nn.Module):
         self.exchange: Exchange | None = None
 
     def forward(self, x_BLD: Tensor, noise: Noise | None = None) -> Tensor:
-        """y_BLD. noise: tells which samples count; all when None."""
+        """y_BLD, in x's dtype. noise: tells which samples count; all when None."""
         chosen_BLK, weights_BLK = self.router(x_BLD, None if noise is None else noise.counted_B)
         x_ND = x_BLD.flatten(0, 1).to(_compute_dtype(x_BLD))
         out_NKD = self._computed(x_ND, chosen_BLK.flatten(0, 1))
-        y_BLD = (out_NKD * weights_BLK.flatten(0, 1)[..., None]).sum(1).view_as(x_BLD)
+        y_BLD = (out_NKD * weights_BLK.flatten(0, 1)[..., None]).sum(1).to(x_BLD.dtype).view_as(x_BLD)
         return y_BLD if self.shared is None else cast(Tensor, y_BLD + self.shared(x_BLD))
 
     def _computed(self, x_ND: Tensor, chosen_NK: Tensor) -> Tensor:
@@ -192,16 +192,13 @@ class _Balanced(torch.autograd.Function):
 
 
 class _Grouped(torch.autograd.Function):
-    """One matmul for each expert, into slices of one result."""
+    """One matmul for each expert. Forward they have results of their own, which selective recomputing can keep."""
 
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_nOI: Tensor, counts: list[int]) -> Tensor:
         ctx.save_for_backward(x_MI, weight_nOI)
         ctx.counts = counts
-        y_MO = x_MI.new_empty(len(x_MI), weight_nOI.shape[1])
-        for x, y, weight in zip(x_MI.split(counts), y_MO.split(counts), weight_nOI, strict=True):
-            torch.mm(x, weight.t(), out=y)
-        return y_MO
+        return torch.cat([torch.mm(x, weight.t()) for x, weight in zip(x_MI.split(counts), weight_nOI, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, gradient_MO: Tensor) -> tuple[Tensor, Tensor, None]:

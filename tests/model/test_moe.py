@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait import spec
 from plait.model.blocks import SwiGLU
@@ -242,7 +243,7 @@ def test_every_parameter_is_placed_and_drawn_alone():
     assert model.blocks[2].mlp.experts.gate_up.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
 def test_each_micro_batch_is_counted_once(recompute):
     model = decoder(recompute=recompute)
     for x in (tokens(2), tokens(3)):
@@ -254,11 +255,33 @@ def test_each_micro_batch_is_counted_once(recompute):
 
 def test_recomputing_gives_the_same_gradients():
     found = []
-    for recompute in ("none", "full"):
+    for recompute in ("none", "selective", "full"):
         model = decoder(recompute=recompute, auxiliary=0.1)
         cross_entropy(model(tokens()), tokens()).backward()
         found.append({path: parameter.grad for path, parameter in model.named_parameters()})
-    assert_same(*found)
+    assert_same(found[0], found[1])
+    assert_same(found[0], found[2])
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_selective_recomputing_keeps_the_products_of_experts(bf16):
+    products = {}
+    for recompute in ("none", "selective", "full"):
+        model = decoder(torch.float32, recompute=recompute)
+        with CountProducts() as counted, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            cross_entropy(model(tokens()), tokens()).backward()
+        products[recompute] = counted.number
+    assert products["none"] == products["selective"] < products["full"]
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts the matrix products that are computed, grouped ones as one."""
+
+    number = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        self.number += operation.overloadpacket in (torch.ops.aten.mm, torch.ops.aten._grouped_mm)
+        return operation(*arguments, **(keywords or {}))
 
 
 def test_samples_that_fill_up_do_not_count_in_a_decoder():
@@ -271,6 +294,10 @@ def test_samples_that_fill_up_do_not_count_in_a_decoder():
         cross_entropy(model(x[rows], None, noise(3, counted)), targets[rows]).backward()
         results.append({path: parameter.grad.clone() for path, parameter in model.named_parameters()})
     assert_same(*results)
+
+
+def test_a_model_in_bf16_stays_in_it():
+    assert decoder(torch.bfloat16)(tokens()).dtype == torch.bfloat16
 
 
 def test_autocast_leaves_the_router_in_fp32(monkeypatch):
