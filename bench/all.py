@@ -26,6 +26,7 @@ BENCHMARKS = (
     "one_process",
     "against_transformers",
     "two_replicas",
+    "tensor",
     "shard",
     "first_step",
     "loader",
