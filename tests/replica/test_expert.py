@@ -143,8 +143,9 @@ def test_experts_on_several_ranks_compute_what_one_process_does(tmp_path: Path, 
     assert all(sum(layer) == 2 * LENGTH * sum(lanes) and not any(layer[index] for index in shunned) for layer in found[0]["load"])
 
 
-def test_recomputing_sends_again_and_counts_once(tmp_path: Path) -> None:
-    for rank in spread(tmp_path, "uneven", recompute="full"):
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_recomputing_sends_again_and_counts_once(tmp_path: Path, recompute: str) -> None:
+    for rank in spread(tmp_path, "uneven", recompute=recompute):
         assert max(rank["differences"].values()) <= CLOSE, rank["differences"]
         assert rank["calls"] == 2 * (3 + 3 + 2)
 
