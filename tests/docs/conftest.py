@@ -18,10 +18,10 @@ from plait.tasks import pretrain
 from tests.docs.pages import ROOT
 
 SMOKE = [
-    "model.layers=1",
+    "model.layers=2",
     "model.width=16",
     "model.heads=2",
-    "model.kv_heads=1",
+    "model.kv_heads=2",
     "data.tokenizer={ train = 272 }",
     "data.sequence=48",
     "data.workers=1",
