@@ -112,6 +112,30 @@ class FullyShard:
             group.set_custom_reduce_scatter(cast(Any, _ReduceScatter(pool)))
 
 
+class Several:
+    """The shards of several modules that are called one by one: the stages of a rank."""
+
+    def __init__(self, shards: Sequence[Shards]) -> None:
+        self._shards = shards
+        self.parameters = {path: rows for each in shards for path, rows in each.parameters.items()}
+
+    def begin(self) -> None:
+        for each in self._shards:
+            each.begin()
+
+    def final_pass(self) -> None:
+        for each in self._shards:
+            each.final_pass()
+
+    def reduce(self) -> None:
+        for each in self._shards:
+            each.reduce()
+
+    def publish(self) -> None:
+        for each in self._shards:
+            each.publish()
+
+
 def hold_gradient(holder: Parameter, gradient: Tensor) -> None:
     """Have FSDP2 add what it sums to `gradient`, of this rank's rows: where a gradient stands already it adds in place."""
     like = cast(DTensor, holder)
@@ -210,8 +234,8 @@ class _ReduceScatter(_AllGather):
 
 
 def _policy(offload: bool, device: torch.device) -> OffloadPolicy:
-    """On a CPU nothing can be offloaded: the host's memory is where it rests already."""
-    return CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
+    """On a CPU offloading moves nothing: the host's memory is where rows rest already, and no GPU reads it."""
+    return CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy()
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
