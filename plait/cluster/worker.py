@@ -114,7 +114,8 @@ class Worker:
             return AllReduce(None, self._rate())
         assert self._store is not None
         replica, rank = self._config.member
-        group = make_group(PrefixStore(f"rank-{rank}", self._store), replica, replicas, 1, self._device, self._config.one_host)
+        rests = next(iter(self._replica.parameters.values())).device  # gradients too; on the host where they are offloaded
+        group = make_group(PrefixStore(f"rank-{rank}", self._store), replica, replicas, 1, rests, self._config.one_host)
         return AllReduce(group, self._rate())
 
     def _duties(self) -> Duties:

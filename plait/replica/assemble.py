@@ -1,6 +1,6 @@
 """From settings to this rank's part of the model: what is built, cut, given its values, and told how gradients add up.
 
-    skeleton ─► cut by tensor, expert ─► collectives put in ─► values drawn ─► leaves
+    skeleton ─► stages ─► cut by tensor, expert ─► collectives put in ─► values drawn ─► leaves
 
 A leaf is a parameter as the optimizer and the gradient's buckets see it: a plain local tensor that knows its part of the whole. Of
 each mesh axis its gradient is one of three:
@@ -13,7 +13,7 @@ each mesh axis its gradient is one of three:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ from plait.replica.part import Part, chunk_span
 
 if TYPE_CHECKING:
     from plait.replica.shard import Shards
+    from plait.replica.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,10 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Assembly:
-    """module: this rank's. sequence_parallel: tensor ranks cut the residual stream by positions. first_entry: of the vocabulary in
-    this rank's logits, where the tensor axis spreads them; None where they are whole."""
+    """module: this rank's. stages: what it consists of, where layers are spread over a pipeline; elsewhere: what of the model's
+    state other stages hold. sequence_parallel: tensor ranks cut the
+    residual stream by positions. first_entry: of the vocabulary in this rank's logits, where the tensor axis spreads them; None where
+    they are whole."""
 
     module: nn.Module
     leaves: list[Leaf]
@@ -63,30 +66,45 @@ class Assembly:
     shards: Shards | None = None
     sequence_parallel: bool = False
     first_entry: int | None = None
+    stages: Sequence[nn.Module] = ()
+    elsewhere: frozenset[str] = frozenset()
 
 
 def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE) -> Assembly:
     """Build what a rank of the mesh computes with. Raises RunFileError."""
     module = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed)
+    whole = kept_paths(module)
+    stages = _stages(module, run, vocabulary, mesh)
+    module = module if stages is None else stages.module
     sequence_parallel = mesh.size("tensor") > 1 and hasattr(module, "around")
     placed = _placements(module)
     parts = {path: _part(path, parameter.shape, placed[path], mesh) for path, parameter in module.named_parameters(remove_duplicate=False)}
     spread = _insert(module, placed, parts, run, mesh, sequence_parallel)
     values, dtype = _values(module, run.train.seed), devices.dtype(run.train.precision)
     _move_buffers(module, dtype, device)
-    shards = _shard(module, parts, run, mesh, dtype, device)
+    shards = _shard(module, stages, parts, run, mesh, dtype, device)
     rows = shards.parameters if shards is not None else {}
     leaves = []
     for path, parameter in module.named_parameters():
         held = rows.get(path)
         partial, counted = _sums(placed[path], mesh, sequence_parallel, path in rows)
+        if stages is not None and path in stages.shared:
+            partial, counted = (*partial, "ends"), counted and mesh.place["pipeline"] == 0
         if held is None:
             leaves.append(Leaf(path, parameter, parts[path], partial, counted))
         else:
             leaves.append(Leaf(path, held.parameter, held.part, partial, counted, held.holder))
     _fill(leaves, values)
     first_entry = chunk_span(vocabulary, *mesh.of("tensor"))[0] if spread else None
-    return Assembly(module, leaves, mesh, vocabulary, shards, sequence_parallel, first_entry)
+    called, elsewhere = ((), whole - whole) if stages is None else (stages.modules, whole - kept_paths(module))
+    return Assembly(module, leaves, mesh, vocabulary, shards, sequence_parallel, first_entry, called, elsewhere)
+
+
+def kept_paths(module: nn.Module) -> frozenset[str]:
+    """Parameters and buffers that a checkpoint keeps; a parameter that is shown twice goes by its first path."""
+    shown = {path for path, _ in module.named_parameters(remove_duplicate=False)}
+    tied = shown - {path for path, _ in module.named_parameters()}
+    return frozenset(module.state_dict()) - tied
 
 
 def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
@@ -106,6 +124,15 @@ def _placements(module: nn.Module) -> dict[str, Placement]:
     table: ShardingTable = getattr(module, "sharding", None) or {"*": "replicated"}
     first = {parameter: path for path, parameter in module.named_parameters()}
     return {path: placement(table, first[parameter]) for path, parameter in module.named_parameters(remove_duplicate=False)}
+
+
+def _stages(module: nn.Module, run: spec.Run, vocabulary: int, mesh: Mesh) -> Stages | None:
+    """What this rank holds of the model along the pipeline, where there is one."""
+    if mesh.size("pipeline") == 1:
+        return None
+    from plait.replica import stages  # torch's pipelining takes its time to import
+
+    return stages.cut(module, run.layout, mesh.place["pipeline"], stages.head_in_layers(run.model, vocabulary, run.data.sequence))
 
 
 def _part(path: str, shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:
@@ -133,7 +160,15 @@ def _insert(
     return tensors is not None and tensor.insert(module, placed, parts, tensors, sequence_parallel)
 
 
-def _shard(module: nn.Module, parts: dict[str, Part], run: spec.Run, mesh: Mesh, dtype: torch.dtype, device: torch.device) -> Shards | None:
+def _shard(
+    module: nn.Module,
+    stages: Stages | None,
+    parts: dict[str, Part],
+    run: spec.Run,
+    mesh: Mesh,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Shards | None:
     """Give parameters their memory: whole, or this rank's rows."""
     group, layout = mesh.group("shard"), run.layout
     if group is None or mesh.devices is None or layout.zero == 1:
@@ -144,7 +179,8 @@ def _shard(module: nn.Module, parts: dict[str, Part], run: spec.Run, mesh: Mesh,
 
     if layout.zero == 1:
         return shard.OptimizerShards(module, parts, group, int(run.sync.bucket_mib * 2**20))
-    return shard.FullyShard(module, parts, mesh.devices["shard"], layout.zero, layout.offload, dtype)
+    called = [module] if stages is None else stages.modules
+    return shard.Several([shard.FullyShard(each, parts, mesh.devices["shard"], layout.zero, layout.offload, dtype) for each in called])
 
 
 def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool, rows: bool) -> tuple[tuple[str, ...], bool]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +19,12 @@ from plait.model.loss import cross_entropy, load_loss
 from plait.model.noise import Noise
 from plait.replica import context, tensor
 from plait.replica import device as devices
-from plait.replica.assemble import Assembly
+from plait.replica.assemble import Assembly, kept_paths
+
+if TYPE_CHECKING:
+    from plait.replica.pipeline import Pipeline
+
+MEASURED_AT_ONCE = 4  # micro-batches for each rank of a pipeline: enough to keep most of them busy, few enough for their buffers
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Compute:
         self._seed = run.train.seed
         self._precision = run.train.precision
         self._loss = load_loss(run.train.loss)
+        self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
     def loss(self, micro_batch: MicroBatch) -> Tensor:
         """The sum of token losses, with dropout: of this rank's sequences and positions."""
@@ -47,12 +56,50 @@ class Compute:
         with devices.autocast(self.device, self._precision):
             return self.loss_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL)
 
+    def learn_in_stages(self, micro_batches: Sequence[MicroBatch], divisor: int) -> Tensor:
+        """Forward and backward of all at once, through a pipeline: adds the gradients of (sum of token losses / divisor) and returns the
+        sum, on ranks of the last stage."""
+        assert self.pipeline is not None
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+
+        def finish(logits_BLV: Tensor, inputs: Inputs) -> Tensor:
+            loss = self.loss_of(logits_BLV, inputs.targets_BL)
+            total.add_(loss.detach())
+            return loss / divisor
+
+        self.pipeline.step([self.inputs(each, learning=True) for each in self.pipeline.filled(micro_batches)], finish)
+        return total
+
     @torch.no_grad()
-    def measure(self, micro_batch: MicroBatch) -> Sums:
-        """Losses and right guesses, without dropout."""
-        inputs = self.inputs(micro_batch, learning=False)
-        with devices.autocast(self.device, self._precision):
-            return self.sums_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL)
+    def measure(self, micro_batches: Iterable[MicroBatch]) -> Sums:
+        """Losses and right guesses, without dropout; on one rank of those that compute the same. Your own model is told by train(False)
+        that it is not learning."""
+        called = self._assembly.stages or [self.module]
+        for module in called:
+            module.eval()
+        sums = list(self._measured(micro_batches) if self.pipeline is None else self._measured_in_stages(micro_batches))
+        for module in called:
+            module.train()
+        return Sums(sum(part.loss for part in sums), sum(part.correct for part in sums), sum(part.targets for part in sums))
+
+    def _measured(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Sums]:
+        for micro_batch in micro_batches:
+            inputs = self.inputs(micro_batch, learning=False)
+            with devices.autocast(self.device, self._precision):
+                yield self.sums_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL)
+
+    def _measured_in_stages(self, micro_batches: Iterable[MicroBatch]) -> list[Sums]:
+        assert self.pipeline is not None
+        sums: list[Sums] = []
+
+        def finish(logits_BLV: Tensor, inputs: Inputs) -> Tensor:
+            sums.append(self.sums_of(logits_BLV, inputs.targets_BL))
+            return logits_BLV.new_zeros(())
+
+        coming = iter(micro_batches)
+        while some := list(islice(coming, MEASURED_AT_ONCE * self._mesh.size("pipeline"))):
+            self.pipeline.measure([self.inputs(each, learning=False) for each in self.pipeline.filled(some)], finish)
+        return sums
 
     def inputs(self, micro_batch: MicroBatch, learning: bool) -> Inputs:
         """What the model is called with on this rank. learning: with dropout."""
@@ -119,8 +166,13 @@ class Inputs:
         return {} if self.cut is None else {"cut": self.cut}
 
 
+def _pipeline(run: spec.Run, assembly: Assembly, device: torch.device) -> Pipeline:
+    from plait.replica.pipeline import Pipeline  # torch's takes its time to import
+
+    return Pipeline(assembly.stages, run.layout, assembly.mesh, device, partial(devices.autocast, device, run.train.precision))
+
+
 def model_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and kept buffers, "model.<path>", the live tensors; a parameter that is shown twice is kept once."""
-    shown = {path for path, _ in module.named_parameters(remove_duplicate=False)}
-    tied = shown - {path for path, _ in module.named_parameters()}
-    return {f"model.{path}": tensor for path, tensor in module.state_dict().items() if path not in tied}
+    """Parameters and kept buffers, "model.<path>", the live tensors."""
+    state = module.state_dict()
+    return {f"model.{path}": state[path] for path in sorted(kept_paths(module))}

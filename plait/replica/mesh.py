@@ -90,7 +90,9 @@ def make_mesh(layout: spec.Layout, rank: int, store: Store, device: torch.device
 
     if loopback:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group(backend(device), store=store, rank=rank, world_size=layout.ranks, timeout=TIMEOUT)
+    # What is offloaded rests on the host, where gloo alone can sum it.
+    serving = "cpu:gloo,cuda:nccl" if layout.offload and device.type == "cuda" else backend(device)
+    torch.distributed.init_process_group(serving, store=store, rank=rank, world_size=layout.ranks, timeout=TIMEOUT)
     devices = init_device_mesh(device.type, tuple(sizes.values()), mesh_dim_names=AXES)
     writers = torch.distributed.new_group(backend="gloo")
     return Mesh(sizes, spec.place_of(rank, sizes), devices, writers, _make_ends(layout) if layout.pipeline > 1 else None)

@@ -190,6 +190,9 @@ class _TimedStage(PipelineStage):
         super().__init__(*arguments, **keywords)
         self._computing = computing
 
+    def _post_metadata_inference_cleanup(self) -> None:
+        """Nothing was tried before the first step, and gradients, which torch would forget here, are views of a bucket."""
+
     def forward_one_chunk(self, *arguments: Any, **keywords: Any) -> Any:
         with self._computing:
             return super().forward_one_chunk(*arguments, **keywords)

@@ -47,6 +47,7 @@ class Replica:
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._divisor = 1
         self._to_come = 0
+        self._waiting: list[MicroBatch] = []
 
     def begin(self, divisor: int, micro_batches: int) -> None:
         """A new unit: `micro_batches` will come, and losses are divided by `divisor`, the unit's target tokens."""
@@ -57,17 +58,27 @@ class Replica:
         self._loss_sum.zero_()
         self._divisor = divisor
         self._to_come = micro_batches
+        self._waiting.clear()
 
     def accumulate(self, micro_batch: MicroBatch) -> None:
         """Forward and backward; gradients of (sum of token losses / divisor) are added to the buckets."""
         self._to_come -= 1
+        if self._to_come == 0 and self._shards is not None:
+            self._shards.final_pass()
+        if self.compute.pipeline is not None:
+            self._wait_for_all(micro_batch)
+            return
         if self._to_come == 0:
             self.gradients.final_pass()
-            if self._shards is not None:
-                self._shards.final_pass()
         loss = self.compute.loss(micro_batch)
         (loss / self._divisor).backward()
         self._loss_sum += loss.detach()
+
+    def _wait_for_all(self, micro_batch: MicroBatch) -> None:
+        """A schedule takes the micro-batches of a unit together; what it computed is final when it has ended."""
+        self._waiting.append(micro_batch)
+        if self._to_come == 0:
+            self._loss_sum += self.compute.learn_in_stages(self._waiting, self._divisor)
 
     def finish(self) -> None:
         """All micro-batches have come: gradients are summed over this replica's ranks, and all buckets handed over."""

@@ -315,7 +315,7 @@ class Layout(Section):
     auto: bool = Field(False, description='chosen when the run starts: what fits in memory and sends least; layout = "auto" says the same')
 
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
-    BUILT: ClassVar[tuple[str, ...]] = ("tensor", "shard", "context", "expert")
+    BUILT: ClassVar[tuple[str, ...]] = INNER
 
     @model_validator(mode="before")
     @classmethod

@@ -86,17 +86,14 @@ class Duties:
 def resume(replica: Replica, checkpoint: Path) -> None:
     """Bring a replica to the state of a checkpoint. Raises CheckpointError."""
     state = replica.state_to_load()
-    load(checkpoint, state)
+    load(checkpoint, state, elsewhere=replica.assembly.elsewhere)
     replica.restore(state)
 
 
 def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int, lane: tuple[int, int] = (0, 1)) -> Sums:
-    """Sums over the sequences of `ranges` in this lane. Your own model is told by train(False) that it is not learning."""
-    compute.module.eval()
-    parts = [
-        compute.measure(in_lane(batches.read, start, min(start + micro_batch, end), lane))
+    """Sums over the sequences of `ranges` in this lane."""
+    return compute.measure(
+        in_lane(batches.read, start, min(start + micro_batch, end), lane)
         for first, end in ranges
         for start in range(first, end, micro_batch)
-    ]
-    compute.module.train()
-    return Sums(sum(part.loss for part in parts), sum(part.correct for part in parts), sum(part.targets for part in parts))
+    )

@@ -17,7 +17,7 @@ from tests.runs import differences, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 9
-MOE = {"family": "moe", "layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "dropout": 0.1, "experts": 4, "dense_layers": 1}
+MOE = {"family": "moe", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "dropout": 0.1, "experts": 4, "dense_layers": 1}
 BIAS = {**MOE, "bias_rate": 0.02, "auxiliary": 0.01, "shared_experts": 1}
 
 Train = Callable[..., list[events.Step]]
@@ -66,7 +66,7 @@ def test_shares_and_micro_batches_draw_one_curve_and_tell_one_load(curve: Train,
 
 
 def test_all_choices_of_a_global_batch_are_counted(alone: list[events.Step]) -> None:
-    assert [len(layer) for layer in alone[0].load] == [0, 4, 4]
+    assert [len(layer) for layer in alone[0].load] == [0, 4, 4, 4]
     assert all(sum(layer) == 8 * 16 * 2 for step in alone for layer in step.load[1:])
 
 
@@ -81,8 +81,18 @@ def test_experts_on_several_ranks_draw_the_curve_of_one_process(curve: Train, al
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [{"expert": 2, "tensor": 2}, {"expert": 2, "context": 2}, {"expert": 2, "shard": 2}], ids=str)
-def test_experts_beside_other_axes_draw_the_curve_of_one_process(curve: Train, alone: list[events.Step], layout: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"expert": 2, "tensor": 2},
+        {"expert": 2, "context": 2},
+        {"expert": 2, "shard": 2},
+        {"expert": 2, "pipeline": 2},
+        {"pipeline": 2, "schedule": "zero_bubble"},
+    ],
+    ids=str,
+)
+def test_experts_beside_other_axes_draw_the_curve_of_one_process(curve: Train, alone: list[events.Step], layout: dict[str, Any]) -> None:
     assert_one_curve(alone, curve("spread", **{f"layout__{axis}": size for axis, size in layout.items()}))
 
 

@@ -54,6 +54,10 @@ LAYOUTS = [
     ("llama", {"shard": 2, "tensor": 2}),
     ("moe", {"context": 2, "tensor": 2}),
     ("moe", {"expert": 2, "shard": 2}),
+    ("gpt2", {"pipeline": 2}),
+    ("llama", {"pipeline": 2, "schedule": "gpipe", "tensor": 2}),
+    ("moe", {"pipeline": 2, "shard": 2}),
+    ("gpt2", {"pipeline": 2, "replicas": 2}),
 ]
 
 
@@ -108,6 +112,8 @@ MOVES = [
     ("moe", {"shard": 2, "zero": 1}, {"expert": 2}),
     ("moe", {"expert": 2, "shard": 2}, {"context": 2, "tensor": 2}),
     ("gpt2", {"tensor": 2, "shard": 2}, {"replicas": 2, "shard": 2, "zero": 1}),
+    ("gpt2", {"pipeline": 2}, {"tensor": 2}),
+    ("moe", {"shard": 2}, {"pipeline": 2, "expert": 2}),
 ]
 
 
@@ -125,7 +131,7 @@ def test_saved_in_one_layout_the_curve_goes_on_in_another(
 def test_an_evaluation_does_not_follow_the_layout(curve: Train, tmp_path: Path) -> None:
     settings = {"train__evaluate_every": "3 steps", "train__evaluate_sequences": 7}
     curve("alone", **settings, **MOE)
-    curve("spread", **settings, **MOE, layout__tensor=2, layout__shard=2)
+    curve("spread", **settings, **MOE, layout__tensor=2, layout__pipeline=2)
     alone, elsewhere = (
         [event for event in history_of(tmp_path / name) if isinstance(event, events.Evaluated)] for name in ("alone", "spread")
     )
@@ -137,4 +143,4 @@ def test_an_evaluation_does_not_follow_the_layout(curve: Train, tmp_path: Path) 
 
 def test_a_killed_rank_is_named_though_its_neighbours_fail_too(curve: Train, tmp_path: Path) -> None:
     with pytest.raises(WorkerFailed, match=r"replica 0 rank 1: its process was killed by SIGKILL"):
-        curve("killed", [SignalAt(2, replica=0)], layout__tensor=2)
+        curve("killed", [SignalAt(2, replica=0, rank=1)], layout__tensor=2)
