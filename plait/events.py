@@ -57,7 +57,8 @@ class Step(Event):
     step. mfu: share of the devices' peak, or null where it is unknown. shares: positions in the global batch by replica.
     skipped: its loss or gradient was not finite, and no parameter changed. memory: peak bytes by replica.
     waited: seconds in the step that each replica spent waiting for the others. load: tokens of the global batch sent to
-    each expert, by layer; none for layers without a mixture of experts.
+    each expert, by layer; none for layers without a mixture of experts. bubble: of replicas whose layers are a pipeline, the share of
+    its time in which a rank had nothing to compute, the mean over ranks.
     """
 
     step: int
@@ -74,6 +75,7 @@ class Step(Event):
     memory: dict[str, int] = field(default_factory=dict)
     waited: dict[str, float] = field(default_factory=dict)
     load: Load = field(default_factory=list)
+    bubble: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Vote:
     loss_sum: over the targets of its ranges. squared_norm: its part of the squared global norm of the reduced gradient.
     seconds: of its work on the unit; waited: of these, for others. memory: peak bytes so far. request: a signal it got.
     load: tokens that it sent to each expert, by layer; none for a layer without a mixture of experts, or that it does not hold.
+    busy: seconds that it computed, of the seconds `under_way` that the micro-batches took on it, in a pipeline; zeros elsewhere.
     """
 
     unit: int
@@ -67,6 +68,8 @@ class Vote:
     memory: int = 0
     request: Request | None = None
     load: Load = field(default_factory=list)
+    busy: float = 0.0
+    under_way: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -344,6 +344,7 @@ class Ledger:
                 memory,
                 waited,
                 _sum_of_loads(votes),
+                {} if self._pieces else self._bubbles(votes),
             )
         )
 
@@ -355,6 +356,18 @@ class Ledger:
             memory[str(replica)] = max(vote.memory, memory.get(str(replica), 0))
             waited[str(replica)] = max(vote.waited, waited.get(str(replica), 0.0))
         return memory, waited
+
+    def _bubbles(self, votes: list[Vote]) -> dict[str, float]:
+        """A pipeline's time is that of its first rank, which begins first and ends last."""
+        of_replica: dict[str, list[Vote]] = {}
+        for (replica, _), vote in zip(self.plan.members, votes, strict=True):
+            of_replica.setdefault(str(replica), []).append(vote)
+        whole = {replica: max(vote.under_way for vote in ranks) for replica, ranks in of_replica.items()}
+        return {
+            replica: 1.0 - math.fsum(vote.busy for vote in of_replica[replica]) / (len(of_replica[replica]) * seconds)
+            for replica, seconds in whole.items()
+            if seconds
+        }
 
     def _mfu(self, tokens_per_s: float) -> float | None:
         peaks = [self.plan.peak_flops(hello.device) for member, hello in self._joined.items() if member != SERVER]

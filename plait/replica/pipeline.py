@@ -137,12 +137,6 @@ def ideal_bubble(layout: spec.Layout, micro_batches: int) -> float:
     return (ranks - 1) / (parts + ranks - 1)
 
 
-def bubbles(busy: Sequence[float], elapsed: Sequence[float]) -> list[float]:
-    """Of each rank the share of the pipeline's time in which it did not compute. The first rank begins first and ends last."""
-    whole = max(elapsed, default=0.0)
-    return [1.0 - seconds / whole if whole else 0.0 for seconds in busy]
-
-
 class _Engine:
     """torch's stages and schedule for so many micro-batches of one shape, with the buffers that they receive into."""
 

@@ -99,6 +99,11 @@ class Replica:
         repeats = not self.compute.speaks and not self.assembly.sequence_parallel
         return [] if repeats else expert.load(self.compute.module) or []
 
+    def pipeline_seconds(self) -> tuple[float, float]:
+        """That this rank computed in a unit, and that the unit's micro-batches took on it; zeros where there is no pipeline."""
+        pipeline = self.compute.pipeline
+        return (0.0, 0.0) if pipeline is None else (pipeline.busy, pipeline.elapsed)
+
     def apply(self, grad_norm: float, rate: float, load: Load | None = None) -> None:
         """Clip the reduced gradients by their global norm and take one step of the optimizer. load: of the whole unit, by expert."""
         if self._clip is not None and grad_norm > self._clip:

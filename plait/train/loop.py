@@ -98,6 +98,7 @@ def _reporter(
             peak_memory(replica.device),
             request(),
             replica.load(),
+            *replica.pipeline_seconds(),
         )
 
     return report

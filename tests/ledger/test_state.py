@@ -270,3 +270,11 @@ def test_pieces_commit_in_any_order_each_once_across_a_restart(
 def test_strangers_are_turned_away(message: Message) -> None:
     ledger = House(plan()).ledger
     assert isinstance(ledger.handle((7, 0), message)[0][1], Closed)
+
+
+def test_the_bubble_is_what_the_ranks_of_a_pipeline_did_not_compute():
+    house = House(plan(replicas=1, ranks=2))
+    work = house.join()
+    for rank, (busy, under_way) in enumerate([(3.0, 4.0), (2.0, 3.5)]):
+        house.say((0, rank), replace(vote(work[0, rank]), busy=busy, under_way=under_way))
+    assert house.of(events.Step)[0].bubble == {"0": 1 - 5.0 / 8.0}
