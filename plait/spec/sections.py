@@ -335,6 +335,12 @@ class Layout(Section):
                 raise ValueError(f"{axis} = {getattr(self, axis)} is not built yet; leave it at 1 and use replicas")
         return self
 
+    @model_validator(mode="after")
+    def _can_rest(self) -> Self:
+        if self.offload and (self.shard == 1 or self.zero == 1):
+            raise ValueError("offload = true needs shard above 1 and zero = 2 or 3: what rests on the host is gathered from there")
+        return self
+
     @property
     def ranks(self) -> int:
         """Processes of one replica."""
