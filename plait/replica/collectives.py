@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from plait.replica import transport
+from plait.replica.transport import POOL
 
 
 def copy(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -91,21 +92,23 @@ class _ReduceScatter(torch.autograd.Function):
 
 
 def _summed(x: Tensor, group: ProcessGroup) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
+    total = POOL.take(x.shape, x.dtype, x.device).copy_(x)
     torch.distributed.all_reduce(total, group=group)
     return total
 
 
 def _gathered(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     B, S, *rest = x_BSD.shape
-    parts_TBSD = x_BSD.new_empty(group.size(), B, S, *rest)
+    parts_TBSD = POOL.take((group.size(), B, S, *rest), x_BSD.dtype, x_BSD.device)
     transport.all_gather(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
     return parts_TBSD.transpose(0, 1).reshape(B, -1, *rest)
 
 
 def _scattered(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     B, L, *rest = x_BLD.shape
-    parts_TBSD = x_BLD.view(B, group.size(), -1, *rest).transpose(0, 1).contiguous()
-    part = x_BLD.new_empty(B, L // group.size(), *rest)
+    ranks = group.size()
+    parts_TBSD = POOL.take((ranks, B, L // ranks, *rest), x_BLD.dtype, x_BLD.device)
+    parts_TBSD.copy_(x_BLD.reshape(B, ranks, -1, *rest).transpose(0, 1))
+    part = POOL.take((B, L // ranks, *rest), x_BLD.dtype, x_BLD.device)
     transport.reduce_scatter(part, parts_TBSD.flatten(0, 1), group=group)
     return part

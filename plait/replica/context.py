@@ -37,7 +37,7 @@ from plait.model.attention import Exchange, Keep, Mix, attend
 from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
 from plait.model.partial import Sight, attend_part, merge, part_gradients
-from plait.replica.transport import Pool, gather_rows
+from plait.replica.transport import POOL, gather_rows
 
 By = Literal["ring", "ulysses"]
 ALL = slice(None)
@@ -77,7 +77,7 @@ class Ring:
     def __init__(self, group: ProcessGroup) -> None:
         self.place, self.ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self._group = group
-        self.pool = Pool()
+        self.pool = POOL
         self._places = _Places("ring", self.place, self.ranks)
 
     def __call__(

@@ -35,7 +35,7 @@ from torch.distributed import ProcessGroup
 from torch.optim.adamw import adamw
 
 from plait.replica.part import Part
-from plait.replica.transport import Pool, gather_rows, sum_rows
+from plait.replica.transport import POOL, gather_rows, sum_rows
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Keller Jordan's quintic: steepest at zero, then within about 0.7 to 1.2
 ITERATIONS = 5
@@ -175,7 +175,7 @@ class Joint:
         self.parts = {matrix: part for matrix, part in parts.items() if len(part.shape) == 2}
         self._groups = list(groups)
         self._ranks = math.prod(group.size() for group in groups)
-        self._pool = Pool()
+        self._pool = POOL
         self._held = self._count()
 
     def batches(self, matrices: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -32,7 +32,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from plait.replica.part import Part, chunk_span
-from plait.replica.transport import Pool, gather_rows, sum_rows
+from plait.replica.transport import POOL, Pool, gather_rows, sum_rows
 
 Parts = dict[str, Part]
 
@@ -82,7 +82,7 @@ class FullyShard:
             fully_shard(block, reshard_after_forward=zero == 3, **settings)
         self._root = fully_shard(module, reshard_after_forward=False, **settings)
         self._groups = [part for part in module.modules() if isinstance(part, FSDPModule)]
-        self._tell(Pool())
+        self._tell(POOL)
         _allocate(module, torch.device("cpu") if offload else device)
         rows = ((path, holder) for path, holder in module.named_parameters() if path in cut)
         self.parameters = {path: _rows_of(holder, parts[path], devices) for path, holder in rows}
@@ -158,7 +158,7 @@ class OptimizerShards:
             for path, whole in wholes.items()
         }
         self._gradients = _give_gradients(wholes.values())
-        pool = Pool()
+        pool = POOL
         self._loads = [
             _Load([wholes[path] for path in paths], [self.parameters[path].parameter for path in paths], group, pool)
             for paths in _loads(wholes, bucket_bytes)

@@ -51,6 +51,10 @@ class Pool:
         return sum(piece.size for piece in self._pieces)
 
 
+POOL = Pool()
+"""This process's: all that ranks of a replica send one another lies in it."""
+
+
 def gather_rows(rows_RN: Tensor, group: ProcessGroup) -> None:
     """Fill the rows of other ranks, in place; this rank's is there already."""
     rank = group.rank()
