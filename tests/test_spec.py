@@ -101,6 +101,7 @@ def laid_out(**layout):
         ({"pipeline": 2, "stages": [1, 2]}, "layout.stages = [1, 2] names 2 stages of 3 layers"),
         ({"pipeline": 2, "micro_batch": "auto"}, "write a number with layout.pipeline"),
         ({"shard": 2, "zero": 1, "offload": True}, "offload = true needs shard above 1 and zero = 2 or 3"),
+        ({"shard": 2, "pipeline": 2, "schedule": "zero_bubble"}, 'use zero = 2, or schedule = "interleaved"'),
         ({"expert": 2}, 'model.family = "llama" has none; leave layout.expert out'),
         ({"expert": 3, "model": {"family": "moe"}}, "layout.expert = 3 does not divide model.experts = 8; layout.expert = 2 works"),
     ],

@@ -336,9 +336,14 @@ class Layout(Section):
         return self
 
     @model_validator(mode="after")
-    def _can_rest(self) -> Self:
+    def _kept_where_needed(self) -> Self:
         if self.offload and (self.shard == 1 or self.zero == 1):
             raise ValueError("offload = true needs shard above 1 and zero = 2 or 3: what rests on the host is gathered from there")
+        if self.schedule == "zero_bubble" and min(self.pipeline, self.shard) > 1 and self.zero == 3:
+            raise ValueError(
+                'zero = 3 frees parameters behind forward, and schedule = "zero_bubble" finds its halves of backward by them; '
+                'use zero = 2, or schedule = "interleaved"'
+            )
         return self
 
     @property

@@ -71,6 +71,17 @@ def test_layouts_draw_the_curve_of_one_process(curve: Train, family: str, layout
     assert_one_curve(alone, curve("spread", **FAMILIES[family], **spread(layout)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [{"schedule": "zero_bubble", "zero": 2}, {"schedule": "interleaved", "zero": 3}, {"schedule": "gpipe", "zero": 1}],
+    ids=str,
+)
+def test_stages_keep_rows(curve: Train, layout: dict[str, Any]) -> None:
+    alone = curve("alone", model__layers=4)
+    assert_one_curve(alone, curve("spread", model__layers=4, **spread({"pipeline": 2, "shard": 2, **layout})))
+
+
 @pytest.mark.parametrize("layout", [{"tensor": 2}, {"shard": 3}, {"shard": 2, "tensor": 2}], ids=str)
 def test_muon_orthogonalises_whole_matrices(curve: Train, layout: dict[str, Any]) -> None:
     alone = curve("alone", train__optimizer={"name": "muon", "lr": 1e-2})
