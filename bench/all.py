@@ -28,6 +28,7 @@ BENCHMARKS = (
     "two_replicas",
     "tensor",
     "shard",
+    "pipeline",
     "first_step",
     "loader",
     "checkpoints",

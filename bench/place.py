@@ -20,7 +20,7 @@ SMALL = {"family": "llama", "layers": 5, "width": 384, "heads": 6}
 """About 10M parameters, with a vocabulary of 2048."""
 MIDDLE = {"family": "llama", "layers": 7, "width": 512, "heads": 8}
 """About 25M."""
-TINY = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 2}
+TINY = {"layers": 2, "width": 32, "heads": 2, "kv_heads": 2}
 
 
 @dataclass(frozen=True)

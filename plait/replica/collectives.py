@@ -18,8 +18,7 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from plait.replica import transport
-from plait.replica.transport import POOL
+from plait.replica.transport import POOL, gather_rows, sum_rows
 
 
 def copy(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -100,7 +99,8 @@ def _summed(x: Tensor, group: ProcessGroup) -> Tensor:
 def _gathered(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
     B, S, *rest = x_BSD.shape
     parts_TBSD = POOL.take((group.size(), B, S, *rest), x_BSD.dtype, x_BSD.device)
-    transport.all_gather(parts_TBSD.flatten(0, 1), x_BSD.contiguous(), group=group)
+    parts_TBSD[group.rank()] = x_BSD
+    gather_rows(parts_TBSD.view(group.size(), -1), group)
     return parts_TBSD.transpose(0, 1).reshape(B, -1, *rest)
 
 
@@ -110,5 +110,5 @@ def _scattered(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     parts_TBSD = POOL.take((ranks, B, L // ranks, *rest), x_BLD.dtype, x_BLD.device)
     parts_TBSD.copy_(x_BLD.reshape(B, ranks, -1, *rest).transpose(0, 1))
     part = POOL.take((B, L // ranks, *rest), x_BLD.dtype, x_BLD.device)
-    transport.reduce_scatter(part, parts_TBSD.flatten(0, 1), group=group)
+    sum_rows(parts_TBSD.view(ranks, -1), part.view(-1), group, POOL)
     return part
