@@ -108,9 +108,14 @@ def kept_paths(module: nn.Module) -> frozenset[str]:
 
 
 def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
-    """Give every leaf its initial value again."""
-    _fill(assembly.leaves, _values(skeleton(run.model, vocabulary, run.data.sequence, run.train.seed), run.train.seed))
-    expert.start_afresh(assembly.module)
+    """Give every leaf and every kept buffer its initial value again."""
+    fresh = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed)
+    _fill(assembly.leaves, _values(fresh, run.train.seed))
+    kept = kept_paths(assembly.module)
+    initial = dict(fresh.named_buffers())
+    for path, buffer in assembly.module.named_buffers():
+        if path in kept:
+            buffer.copy_(initial[path])
 
 
 @torch.no_grad()

@@ -71,13 +71,6 @@ def follow(module: nn.Module, load: Load) -> None:
         mixture.router.follow(load[mixture.layer])
 
 
-def start_afresh(module: nn.Module) -> None:
-    """Biases as before the first step."""
-    for mixture in mixtures(module):
-        if mixture.router.bias is not None:
-            mixture.router.bias.zero_()
-
-
 class SumOver:
     """Sums whole numbers over groups, one after the other."""
 

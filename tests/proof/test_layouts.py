@@ -63,3 +63,13 @@ def test_defaults_have_each_axis_alone_and_products_of_two_and_three(corpus: Pat
     names = [named(layout) for layout in defaults(tiny(corpus, prepared))]
     assert len(set(names)) == len(names)
     assert {"tensor=2", "shard=4", "context=2 context_by=ulysses", "tensor=2 pipeline=2", "pipeline=2 shard=2 tensor=2"} <= set(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "moe"])
+def test_every_axis_alone_and_products_of_two_and_three_draw_one_curve(corpus: Path, prepared: Path, nursery: Nursery, family: str) -> None:
+    model = {"model__family": family, "model__layers": 4, "model__kv_heads": None, "model__dropout": 0.1}
+    report = verify_layouts(tiny(corpus, prepared, **model, data__document_mask=True), steps=4, nursery=nursery)
+    assert [compared for compared in report.layouts if not compared.ok] == []
+    assert all("experts" in why for why in report.left_out.values())
+    assert len(report.layouts) == len(list(defaults(tiny(corpus, prepared)))) - (0 if family == "moe" else len(report.left_out))
