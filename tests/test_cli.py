@@ -143,7 +143,7 @@ def test_schema_accepts_what_the_run_file_accepts(plait: Plait) -> None:
         ("model.family=bert", ["not built yet", "gpt2"]),
         ("data.tokenizer.train=200", ["data.tokenizer.train", "257"]),
         ("data.corpus=[]", ["data.corpus"]),
-        ("layout.tensor=2", ["layout", "tensor = 2 is not built yet"]),
+        ("layout.tensor=3", ["layout.tensor = 3 does not divide model.heads = 4", "layout.tensor = 2 works"]),
         ("layout.replicas=0", ["layout.replicas", "greater than or equal to 1"]),
         ("sync.strategy=diloco", ["diloco", "not built yet"]),
         ("sync.compress=int8", ["compress", "not built yet"]),

@@ -106,8 +106,7 @@ def laid_out(**layout):
         ({"expert": 3, "model": {"family": "moe"}}, "layout.expert = 3 does not divide model.experts = 8; layout.expert = 2 works"),
     ],
 )
-def test_a_layout_that_does_not_fit_names_both_settings_and_what_would(layout, message, monkeypatch):
-    monkeypatch.setattr(spec.Layout, "BUILT", spec.Layout.INNER)
+def test_a_layout_that_does_not_fit_names_both_settings_and_what_would(layout, message):
     with pytest.raises(RunFileError) as caught:
         laid_out(**layout)
     assert message in str(caught.value)

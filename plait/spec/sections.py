@@ -315,7 +315,6 @@ class Layout(Section):
     auto: bool = Field(False, description='chosen when the run starts: what fits in memory and sends least; layout = "auto" says the same')
 
     INNER: ClassVar[tuple[str, ...]] = ("pipeline", "shard", "context", "tensor", "expert")
-    BUILT: ClassVar[tuple[str, ...]] = INNER
 
     @model_validator(mode="before")
     @classmethod
@@ -326,13 +325,6 @@ class Layout(Section):
     def _chosen_later(self) -> Self:
         if self.auto and self.workers > 1:
             raise ValueError("auto = true chooses the sizes of all axes; leave them out, or auto")
-        return self
-
-    @model_validator(mode="after")
-    def _built(self) -> Self:
-        for axis in self.INNER:
-            if getattr(self, axis) != 1 and axis not in self.BUILT:
-                raise ValueError(f"{axis} = {getattr(self, axis)} is not built yet; leave it at 1 and use replicas")
         return self
 
     @model_validator(mode="after")
