@@ -3,7 +3,7 @@
     gather_rows    . x .      a x c        sum_rows    x0 x1 x2        Σx1
                    (rank 1)                            (rank 1)
 
-Through gloo both are sent directly, rank to rank: its own all-gather and reduce-scatter take two to three times as long between the
+Through gloo both are sent directly, rank to rank: its own all-gather and reduce-scatter take 1.5 to 3.3 times as long between the
 processes of one host (docs/shard.md). What they need meanwhile comes from a pool, so that a step allocates nothing.
 """
 
