@@ -23,6 +23,8 @@ def measure(place: Place) -> list[Figure]:
     with PlaitTraining(run_file, place.new("out"), f'checkpoint.every="{every} steps"', name="saving") as saving:
         saving.run(WARM)
         [ticks] = saving.run(every * max(1, place.effort.rounds // 2) + 1)
+        while not saving.saved:  # the last one may still be under way
+            saving.run(1)
     steps = [end - start for (start, _), (end, _) in pairwise(ticks)]
     pace = every * statistics.median(steps)
     lost = [sum(steps[first : first + every]) / pace - 1 for first in range(0, len(steps) - every + 1, every)]

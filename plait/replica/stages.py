@@ -227,6 +227,8 @@ class _Held:
 def _part(model: nn.Module, stages: Sequence[_Held]) -> nn.Module:
     """The model with some of its children: the blocks of these stages, those that hold their parameters, and those without any."""
     part = cast(Any, copy.copy(model))
+    for name in [name for name in vars(model) if "_hooks" in name]:  # FSDP2 gives each part its own
+        setattr(part, name, copy.copy(getattr(model, name)))
     own = {parameter: path for path, parameter in model.named_parameters()}
     held = set[str]().union(*(stage.paths for stage in stages))
 
