@@ -85,7 +85,7 @@ def test_every_example_is_a_run_file(path: Path) -> None:
 def laid_out(**layout):
     """A run of 4 layers, 4 heads, 2 key heads, hidden 128, sequences of 24."""
     model = {"layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "hidden": 128, **layout.pop("model", {})}
-    train = {"duration": "1 steps", "batch": 8, "micro_batch": layout.pop("micro_batch", 2)}
+    train = {"duration": "1 steps", "batch": 8, "micro_batch": layout.pop("micro_batch", 2), "compile": layout.pop("compile", False)}
     return spec.parse({"model": model, "data": {"corpus": ["x"], "sequence": 24}, "train": train, "layout": layout})
 
 
@@ -102,6 +102,8 @@ def laid_out(**layout):
         ({"pipeline": 2, "micro_batch": "auto"}, "write a number with layout.pipeline"),
         ({"shard": 2, "zero": 1, "offload": True}, "offload = true needs shard above 1 and zero = 2 or 3"),
         ({"shard": 2, "pipeline": 2, "schedule": "zero_bubble"}, 'use zero = 2, or schedule = "interleaved"'),
+        ({"pipeline": 2, "schedule": "zero_bubble", "model": {"recompute": "full"}}, 'model.recompute = "full" has both come at once'),
+        ({"pipeline": 2, "schedule": "zero_bubble", "compile": True}, "train.compile = true has both come at once; use layout.schedule"),
         ({"expert": 2}, 'model.family = "llama" has none; leave layout.expert out'),
         ({"expert": 3, "model": {"family": "moe"}}, "layout.expert = 3 does not divide model.experts = 8; layout.expert = 2 works"),
     ],

@@ -471,12 +471,23 @@ class Run(Section):
             raise ValueError('layout.auto is for sync.strategy = "allreduce" without balance.capacity so far; write the layout')
         if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
             raise ValueError('train.micro_batch = "auto" measures whole models; write a number with layout.pipeline')
+        if self.layout.pipeline > 1 and self.layout.schedule == "zero_bubble" and (whole := self._backward_in_one_piece()):
+            raise ValueError(
+                f'layout.schedule = "zero_bubble" computes gradients of weights after those of inputs, and {whole} has both come at once; '
+                'use layout.schedule = "interleaved"'
+            )
         if self.model.family == "moe" and self.model.mixture.balance == "bias" and self.sync.strategy == "server":
             raise ValueError(
                 'model.balance = "bias" follows the load of a whole global batch, and sync.strategy = "server" commits micro-batches; '
                 'use model.balance = "auxiliary"'
             )
         return self
+
+    def _backward_in_one_piece(self) -> str | None:
+        """The setting that makes it so: a program, or a block that is computed again, and would be for each of its weights."""
+        if self.train.compile:
+            return "train.compile = true"
+        return None if self.model.recompute == "none" else f'model.recompute = "{self.model.recompute}"'
 
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, as plain data that TOML and JSON can hold; unset ones are left out."""
