@@ -57,7 +57,7 @@ class Pipeline:
         group = mesh.group("pipeline")
         assert group is not None
         self._group, self._place, self._device = group, mesh.place["pipeline"], device
-        self._layout, self._stages = layout, spec.stages_of(layout)
+        self._layout = layout
         self._unit = Unit(context=context)
         self._modules = list(modules)
         for module in self._modules:
@@ -72,14 +72,7 @@ class Pipeline:
             return []
         rows = max(len(micro_batch.samples_B) for micro_batch in micro_batches)
         even = [_with_rows(micro_batch, rows) for micro_batch in micro_batches]
-        return even + [even[-1].without_targets()] * (self.count(len(even)) - len(even))
-
-    def count(self, micro_batches: int) -> int:
-        """How many the schedule takes in place of so many: with two stages a rank they come in rounds of equal size, of P or more."""
-        if self._stages > self._layout.pipeline:
-            while micro_batches % max(1, micro_batches // self._layout.pipeline):
-                micro_batches += 1
-        return micro_batches
+        return even + [even[-1].without_targets()] * (count_taken(self._layout, len(even)) - len(even))
 
     def step(self, inputs: Sequence[Inputs], finish: Finish) -> None:
         """Forward and backward: gradients of the sum of what `finish` makes are added up. It is called where the last stage is."""
@@ -130,11 +123,12 @@ class Pipeline:
             self._unit.inputs, self._unit.finish = (), None
 
 
-def ideal_bubble(layout: spec.Layout, micro_batches: int) -> float:
-    """The share of a unit in which a rank must wait, were stages alike and sends free, and backward two forwards, one of them weights'."""
-    ranks = layout.pipeline
-    parts = micro_batches * (spec.stages_of(layout) // ranks) * (3 if layout.schedule == "zero_bubble" else 1)
-    return (ranks - 1) / (parts + ranks - 1)
+def count_taken(layout: spec.Layout, micro_batches: int) -> int:
+    """How many a schedule takes in place of so many: with two stages a rank they come in rounds of one size, of P or more each."""
+    if spec.stages_of(layout) > layout.pipeline:
+        while micro_batches % max(1, micro_batches // layout.pipeline):
+            micro_batches += 1
+    return micro_batches
 
 
 class _Engine:
