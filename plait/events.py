@@ -58,7 +58,10 @@ class Step(Event):
     skipped: its loss or gradient was not finite, and no parameter changed. memory: peak bytes by replica.
     waited: seconds in the step that each replica spent waiting for the others. load: tokens of the global batch sent to
     each expert, by layer; none for layers without a mixture of experts. bubble: of replicas whose layers are a pipeline, the share of
-    its time in which a rank had nothing to compute, the mean over ranks.
+    its time in which a rank had nothing to compute, the mean over ranks. sync: how replicas agreed, in which phase of the run.
+    sent: bytes that each replica sent for it; communicating: seconds in which some of it was under way, hidden behind computing
+    or not. slowest: the replica whose computing ended last. staleness: of gradients that a server applied as they came, how many
+    were so many updates old.
     """
 
     step: int
@@ -76,6 +79,12 @@ class Step(Event):
     waited: dict[str, float] = field(default_factory=dict)
     load: Load = field(default_factory=list)
     bubble: dict[str, float] = field(default_factory=dict)
+    sync: str = "allreduce"
+    phase: int = 0
+    sent: dict[str, int] = field(default_factory=dict)
+    communicating: dict[str, float] = field(default_factory=dict)
+    slowest: str | None = None
+    staleness: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +120,12 @@ class SaveFailed(Event):
 
 @dataclass(frozen=True, slots=True)
 class RolledBack(Event):
-    """Too many steps in a row were not finite: Steps after `to_step` that stand before this line are void."""
+    """Back to a checkpoint, or the beginning: Steps after `to_step` that stand before this line are void. lost: by step, the positions
+    whose gradients had been applied since, step recorded or not; they are computed again."""
 
     to_step: int
     why: str
+    lost: dict[str, Ranges] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +149,36 @@ class Lost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Linked(Event):
+    """The link between replicas, measured before the first step: seconds of the smallest message, bytes a second of large ones.
+    emulated: made slower on purpose."""
+
+    latency: float
+    bandwidth: float
+    backend: str
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retuned(Event):
+    """Buckets have another size after `step`."""
+
+    step: int
+    bucket_mib: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Switched(Event):
+    """After `step` replicas agree in another way."""
+
+    step: int
+    phase: int
+    sync: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped(Event):
     """The run stopped on request after `step`, saved; the same command resumes it."""
 
@@ -152,7 +193,22 @@ class Finished(Event):
     step: int
 
 
-KINDS: tuple[type[Event], ...] = (Joined, Started, Resumed, Step, Evaluated, Saved, SaveFailed, RolledBack, Lost, Stopped, Finished)
+KINDS: tuple[type[Event], ...] = (
+    Joined,
+    Started,
+    Resumed,
+    Linked,
+    Step,
+    Evaluated,
+    Saved,
+    SaveFailed,
+    RolledBack,
+    Retuned,
+    Switched,
+    Lost,
+    Stopped,
+    Finished,
+)
 _KNOWN = {kind.__name__: kind for kind in KINDS}
 _VOIDING: dict[type[Event], str] = {Resumed: "from_step", RolledBack: "to_step"}
 
