@@ -183,7 +183,7 @@ def _shard(
     from plait.replica import shard  # FSDP2 takes its time to import
 
     if layout.zero == 1:
-        return shard.OptimizerShards(module, parts, group, int(run.sync.bucket_mib * 2**20))
+        return shard.OptimizerShards(module, parts, group, run.sync.bucket_bytes)
     called = [module] if stages is None else stages.modules
     return shard.Several([shard.FullyShard(each, parts, mesh.devices["shard"], layout.zero, layout.offload, dtype) for each in called])
 

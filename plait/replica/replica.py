@@ -36,7 +36,7 @@ class Replica:
         self._shards = self.assembly.shards
         self.compute = Compute(run, self.assembly, device)
         self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.leaves}
-        self.gradients = Gradients(self.assembly.leaves, int(run.sync.bucket_mib * 2**20), mesh)
+        self.gradients = Gradients(self.assembly.leaves, run.sync.bucket_bytes, mesh)
         joint = _joint(self.assembly) if run.train.optimizer.name == "muon" else None
         self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device, joint)
         self._publish()

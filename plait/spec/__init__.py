@@ -7,6 +7,7 @@ the setting's path, what is wrong and what would be right.
 from plait.spec.duration import Duration
 from plait.spec.fitting import place_of, stages_of
 from plait.spec.reading import load, parse, schema
+from plait.spec.section import Section
 from plait.spec.sections import (
     Balance,
     BatchStage,
@@ -20,18 +21,19 @@ from plait.spec.sections import (
     Optimizer,
     Run,
     Schedule,
-    Section,
     Source,
     Splits,
-    Sync,
     Tokenizer,
     Train,
     Watch,
     flatten,
     shapes_curve,
 )
+from plait.spec.sync import Agreement, Link, Phase, Sync
+from plait.spec.until import Until
 
 __all__ = [
+    "Agreement",
     "Balance",
     "BatchStage",
     "Checkpoint",
@@ -40,9 +42,11 @@ __all__ = [
     "Device",
     "Duration",
     "Layout",
+    "Link",
     "Mixture",
     "Model",
     "Optimizer",
+    "Phase",
     "Run",
     "Schedule",
     "Section",
@@ -51,6 +55,7 @@ __all__ = [
     "Sync",
     "Tokenizer",
     "Train",
+    "Until",
     "Watch",
     "flatten",
     "load",

@@ -13,7 +13,8 @@ import pydantic
 
 from plait.errors import RunFileError
 from plait.spec.fitting import misfit
-from plait.spec.sections import Run, Section
+from plait.spec.section import Section
+from plait.spec.sections import Run
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Run:

@@ -6,26 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-import pydantic
 from pydantic import ConfigDict, Field, model_validator
 
 from plait.spec.duration import Duration
+from plait.spec.section import Fraction, Positive, Section
+from plait.spec.sync import Agreement, Sync
 
 Device = Literal["auto", "cpu", "cuda"]
 
 
-class Section(pydantic.BaseModel):
-    """A table of the run file: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
-
-
 def _steps(text: str) -> Duration:
     return Duration(text)
-
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Mixture(NamedTuple):
@@ -349,31 +340,6 @@ class Layout(Section):
         return self.replicas * self.ranks
 
 
-class Sync(Section):
-    """How replicas agree."""
-
-    strategy: Literal["allreduce", "local_sgd", "diloco", "server", "phases"] = Field("allreduce", description="built: allreduce, server")
-    every: Duration | None = Field(None, description="not built yet")
-    servers: Positive = Field(1, description="more than one is not built yet")
-    update: Literal["synchronous", "bounded", "asynchronous"] = Field("asynchronous", description="of the server; built: asynchronous")
-    staleness: Positive | None = Field(None, description="not built yet")
-    compress: Literal["none", "bf16", "fp16", "int8", "topk"] = Field("none", description="built: none")
-    bucket_mib: float = Field(8.0, gt=0, description="size of the pieces in which gradients are sent")
-
-    @model_validator(mode="after")
-    def _built(self) -> Self:
-        if self.strategy not in ("allreduce", "server"):
-            raise ValueError(f'strategy = "{self.strategy}" is not built yet; use "allreduce" or "server"')
-        if self.strategy == "server" and (self.update != "asynchronous" or self.servers != 1):
-            raise ValueError('strategy = "server" has one asynchronous server so far; leave update = "asynchronous" and servers = 1')
-        if self.compress != "none":
-            raise ValueError(f'compress = "{self.compress}" is not built yet; use "none"')
-        for name in ("every", "staleness"):
-            if getattr(self, name) is not None:
-                raise ValueError(f'{name} belongs to strategies that are not built yet; leave it out with "{self.strategy}"')
-        return self
-
-
 class Balance(Section):
     policy: Literal["static", "dynamic", "auto"] = Field("static", description="built: static")
     capacity: list[Annotated[float, Field(ge=0)]] | None = Field(
@@ -465,8 +431,6 @@ class Run(Section):
         capacity = self.balance.capacity
         if capacity is not None and len(capacity) != self.layout.replicas:
             raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
-        if self.sync.strategy == "server" and self.layout.ranks > 1:
-            raise ValueError(f'sync.strategy = "server" serves replicas of one rank, and layout has {self.layout.ranks}; use "allreduce"')
         if self.layout.auto and (capacity is not None or self.sync.strategy != "allreduce"):
             raise ValueError('layout.auto is for sync.strategy = "allreduce" without balance.capacity so far; write the layout')
         if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
@@ -476,12 +440,39 @@ class Run(Section):
                 f'layout.schedule = "zero_bubble" computes gradients of weights after those of inputs, and {whole} has both come at once; '
                 'use layout.schedule = "interleaved"'
             )
-        if self.model.family == "moe" and self.model.mixture.balance == "bias" and self.sync.strategy == "server":
+        return self
+
+    @model_validator(mode="after")
+    def _agreeable(self) -> Self:
+        for agreement in self.sync.agreements:
+            self._check_agreement(agreement)
+        if self.sync.serves and self.train.micro_batch == "auto":
             raise ValueError(
-                'model.balance = "bias" follows the load of a whole global batch, and sync.strategy = "server" commits micro-batches; '
-                'use model.balance = "auxiliary"'
+                'train.micro_batch = "auto" is for shares of a batch, and sync.strategy = "server" leases micro-batches; write a number'
             )
         return self
+
+    def _check_agreement(self, agreement: Agreement) -> None:
+        replicas, optimizer = self.layout.replicas, self.train.optimizer.name
+        if self.model.family == "moe" and self.model.mixture.balance == "bias" and agreement.mode != "allreduce":
+            raise ValueError(
+                f'model.balance = "bias" follows the load of a whole global batch, which "{agreement.mode}" does not gather; '
+                'use model.balance = "auxiliary"'
+            )
+        if agreement.mode == "bounded" and agreement.staleness is not None and agreement.staleness < replicas - 1:
+            raise ValueError(
+                f"sync.staleness = {agreement.staleness} lets {agreement.staleness + 1} replicas work at once, and "
+                f"layout.replicas = {replicas}; use staleness = {replicas - 1} or more"
+            )
+        if agreement.strategy == "server" and optimizer == "muon" and self.layout.ranks > 1:
+            raise ValueError(
+                'train.optimizer.name = "muon" needs whole matrices, and sync.strategy = "server" holds what each rank of a replica does; '
+                'use "adamw", or replicas of one rank'
+            )
+        if agreement.strategy in ("local_sgd", "diloco") and self.balance.capacity is not None and 0 in self.balance.capacity:
+            raise ValueError(
+                f'balance.capacity gives a replica nothing, and sync.strategy = "{agreement.strategy}" has each take steps of its own'
+            )
 
     def _backward_in_one_piece(self) -> str | None:
         """The setting that makes it so: a program, or a block that is computed again, and would be for each of its weights."""
@@ -512,6 +503,9 @@ _FREE = {
     "train.log_every",
     "train.compile",
     "sync.bucket_mib",
+    "sync.servers",
+    "sync.link.latency",
+    "sync.link.bandwidth",
 }
 
 

@@ -28,8 +28,8 @@ def rows(rank: int, size: int, group: ProcessGroup, place: str) -> list[Any]:
     for _ in range(20):
         sum_rows(mine_RN, own_N, torch.distributed.group.WORLD, pool)
     torch.distributed.destroy_process_group()
-    # gloo's thread may hold a piece a moment longer than its work takes: then a second one serves by turns.
-    return [gathered_RN.tolist(), own_N.tolist(), pool.size <= 2 * once]
+    # gloo's threads may hold pieces a moment longer than their work takes: a few serve by turns, where 21 would if none came back.
+    return [gathered_RN.tolist(), own_N.tolist(), pool.size <= 10 * once]
 
 
 def test_every_rank_gets_all_rows_and_the_sum_of_its_own(tmp_path: Any) -> None:
