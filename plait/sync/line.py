@@ -61,6 +61,10 @@ NAME = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 log = logging.getLogger("plait")
 
 
+class HungUp(PlaitError):
+    """The parameter server is gone, or the connection to it."""
+
+
 @dataclass
 class Message:
     """What a peer sent. Its tensors are valid until `release`, which every message with tensors needs."""
@@ -242,7 +246,7 @@ class Line:
 
     socket: for a zmq.Poller; call `receive(0)` before waiting on it, since a message may have been taken from it before.
     sent, received: bytes of tensors. An emulated slow link is applied here, both ways.
-    Raises PlaitError when the server turned this worker away or hung up.
+    Raises PlaitError when the server turned this worker away, HungUp when it is gone.
     """
 
     def __init__(self, address: str, secret: str, name: str, link: Link | None = None) -> None:
@@ -258,13 +262,18 @@ class Line:
         self._watch = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH)
         self._poller = zmq.Poller()
         self._poller.register(self._watch, zmq.POLLIN)
-        self._gone: str | None = None
+        self._gone: PlaitError | None = None
         self._proof = memory.proof()
         self._packer = Packer()
         self._mappings: Mappings | None = None
         self._inbox: deque[tuple[float, Message]] = deque()
         self.socket.connect(address)
         self._post([envelope_of(_hello(name, _key(secret), self._proof))])
+
+    @property
+    def shares(self) -> bool:
+        """Whether tensors travel in shared memory: from when the server's welcome has been read, where both see the same."""
+        return self._mappings is not None
 
     def send(self, head: dict[str, Any], tensors: Sequence[Tensor] = ()) -> None:
         """Tensors are copied before it returns; waits where QUEUED messages wait for the server."""
@@ -287,7 +296,7 @@ class Line:
             if self._inbox:
                 return self._first(end)
             if self._gone:
-                raise PlaitError(self._gone)
+                raise self._gone
             if time.monotonic() >= end:
                 return None
             self._poll(zmq.POLLIN, end)
@@ -344,8 +353,8 @@ class Line:
             case "welcome":
                 self._share(envelope.get("memory"))
             case "refused":
-                self._gone = f"the parameter server turned this worker away: {envelope.get('why')}"
-                raise PlaitError(self._gone)
+                self._gone = PlaitError(f"the parameter server turned this worker away: {envelope.get('why')}")
+                raise self._gone
             case _:
                 raise Refusal("envelope", "an envelope of a kind that is not known")
 
@@ -369,7 +378,7 @@ class Line:
         while True:
             self._look()
             if self._gone:
-                raise PlaitError(self._gone)
+                raise self._gone
             try:
                 self.socket.send_multipart([self._token, *frames], zmq.NOBLOCK, copy=False)
                 return
@@ -385,9 +394,9 @@ class Line:
         """Learn whether the connection has ended. ZeroMQ would make a new one, on which nobody knows this worker."""
         while self._gone is None and self._watch.poll(0):
             event = recv_monitor_message(self._watch)["event"]
-            self._gone = f"the parameter server at {self.address} hung up"
+            self._gone = HungUp(f"the parameter server at {self.address} hung up")
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-                self._gone = "the parameter server turned this worker away: a wrong secret"
+                self._gone = PlaitError("the parameter server turned this worker away: a wrong secret")
 
 
 class _Peer:
