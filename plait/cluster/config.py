@@ -23,8 +23,8 @@ class Site:
 class Config:
     """All that a worker is told, as plain values.
 
-    store: where replicas meet, a folder on this host or "host:port". server: the parameter server's address, where there is
-    one. resume: a checkpoint, or None.
+    store: where replicas meet, a folder on this host or "host:port". listen: where a parameter server waits for workers. attempt: how often
+    this member has been started before. resume: a checkpoint, or None.
     """
 
     run: dict[str, Any]
@@ -37,5 +37,6 @@ class Config:
     token: str
     store: str
     one_host: bool
-    server: str | None
+    listen: str
     resume: str | None
+    attempt: int = 0

@@ -4,7 +4,7 @@ plait train ── ledger, journal, listeners
     └── nursery (torch imported)
           ├── replica 0
           ├── replica 1
-          └── parameter server, where the strategy has one
+          └── parameter servers, where the strategy has them
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,9 +26,10 @@ import zmq
 from plait.cluster.config import Config, Site
 from plait.cluster.nursery import Nursery
 from plait.cluster.signals import Signals
-from plait.ledger.messages import SERVER, Asked, Closed, Member
+from plait.ledger.messages import SERVING, Asked, Closed, Member
 from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
+from plait.train import manifest
 
 WORKER = "plait.cluster.worker:main"
 LAST_WORDS = 1.0
@@ -47,48 +49,59 @@ def launch(site: Site, ledger: Ledger, nursery: Nursery) -> None:
 
 
 class Parent:
-    """Watches workers and answers them."""
+    """Watches workers and answers them; starts those again that the ledger wants back."""
 
     def __init__(self, site: Site, ledger: Ledger, nursery: Nursery, server: LedgerServer, place: Path) -> None:
+        self._site = site
         self._ledger = ledger
         self._nursery = nursery
         self._server = server
+        self._place = place
+        self._attempts: Counter[Member] = Counter()
         self._alive: dict[str, Member] = {}
+        self._wanted: set[Member] = set()
         self._mourned: dict[Member, tuple[int, float]] = {}
-        members = ledger.expected
-        for member in members:
-            worker = f"{place.name}/{member[0]}.{member[1]}"
-            self._alive[worker] = member
-            nursery.fork(worker, WORKER, asdict(self._config(site, member, len(members), place)))
+        for member in ledger.expected:
+            self._fork(member)
 
     def run(self, signals: Signals) -> None:
         poller = zmq.Poller()
         poller.register(self._server.socket, zmq.POLLIN)
         poller.register(self._nursery, zmq.POLLIN)
         try:
-            while (self._alive or self._mourned) and not self._ledger.ended:
+            while (self._alive or self._mourned or self._wanted) and not self._ledger.ended:
                 ready = dict(poller.poll(100))
                 self._answer()
                 self._watch(self._nursery.fileno() in ready)
+                self._replace()
                 self._pass_on(signals)
         finally:
             self._part(poller)
 
-    def _config(self, site: Site, member: Member, workers: int, place: Path) -> Config:
-        serving = SERVER in self._ledger.expected
+    def _fork(self, member: Member) -> None:
+        worker = f"{self._place.name}/{member[0]}.{member[1]}.{self._attempts[member]}"
+        self._alive[worker] = member
+        self._nursery.fork(worker, WORKER, asdict(self._config(member)))
+        self._attempts[member] += 1
+
+    def _config(self, member: Member) -> Config:
+        site, plan, place = self._site, self._ledger.plan, self._place
+        again = self._attempts[member] > 0
+        resume = site.resume if not again else _checkpoint(site, self._ledger.kept)
         return Config(
             run=site.run,
             folder=str(site.folder),
             prepared=str(site.prepared),
             member=member,
-            local_rank=max(0, member[0]) * self._ledger.plan.ranks + member[1],
-            workers_here=workers - 1 if serving else workers,
+            local_rank=0 if member[0] == SERVING else member[0] * plan.ranks + member[1],
+            workers_here=len(plan.workers),
             ledger=self._server.address,
             token=self._server.token,
             store=str(place),
             one_host=True,
-            server=f"ipc://{place}/server" if serving else None,
-            resume=str(site.resume) if site.resume else None,
+            listen=f"ipc://{place}/server-{member[1]}.{self._attempts[member]}" if member[0] == SERVING else "",
+            resume=str(resume) if resume else None,
+            attempt=self._attempts[member],
         )
 
     def _answer(self) -> None:
@@ -108,12 +121,22 @@ class Parent:
             elif killed or time.monotonic() > since + LAST_WORDS:
                 del self._mourned[member]
                 self._server.send(self._ledger.lose(member, _how_it_ended(status)))
-        if not self._alive and not self._mourned and not self._ledger.ended:
+        if not self._alive and not self._mourned and not self._wanted and not self._ledger.ended:
             self._server.send(self._ledger.believe_echoes())
+
+    def _replace(self) -> None:
+        """Start members again, once what is left of them has ended: of a replica that lost a rank, all ranks."""
+        self._wanted.update(self._ledger.take_wanted())
+        for worker, member in self._alive.items():
+            if member in self._wanted:
+                self._nursery.signal(worker, signal.SIGKILL)
+        for member in sorted(self._wanted - set(self._alive.values()) - set(self._mourned)):
+            self._wanted.discard(member)
+            self._fork(member)
 
     def _pass_on(self, signals: Signals) -> None:
         while request := signals.take():
-            self._ledger.handle(SERVER, Asked(request))
+            self._ledger.handle((SERVING, 0), Asked(request))
 
     def _part(self, poller: zmq.Poller) -> None:
         """Wait for workers to end by themselves; after a failure they have GRACE seconds."""
@@ -130,6 +153,10 @@ class Parent:
                 for worker in self._alive:
                     self._nursery.signal(worker, signal.SIGKILL)
                 end = float("inf")
+
+
+def _checkpoint(site: Site, step: int) -> Path | None:
+    return site.folder / "checkpoints" / manifest.name(step) if step else None
 
 
 @contextmanager

@@ -107,7 +107,7 @@ def _config(meeting: Meeting, site: Site, server: LedgerServer) -> Config:
         token=server.token,
         store=meeting.place,
         one_host=world.one_host,
-        server=None,
+        listen="",
         resume=str(site.resume) if site.resume else None,
     )
 

@@ -7,7 +7,7 @@ from functools import cache
 from plait import __version__, spec
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
-from plait.ledger.plan import Plan
+from plait.ledger.plan import Agreement, Plan
 from plait.plan import counts, hardware
 
 
@@ -15,7 +15,6 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
     """Raises DataError where the validation split is missing or too short."""
     evaluate_every = run.train.evaluate_every
     save_every = run.checkpoint.every
-    pieces = run.sync.strategy == "server"
     return Plan(
         replicas=run.layout.replicas,
         ranks=run.layout.ranks,
@@ -28,7 +27,9 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
         evaluate_every=batches.steps_of(evaluate_every) if evaluate_every else None,
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
         nonfinite_limit=run.train.nonfinite_limit,
-        piece=_piece(run) if pieces else None,
+        agreements=tuple(_agreement(run, each, batches) for each in run.sync.agreements),
+        servers=(run.sync.servers or 1) if run.sync.serves else 0,
+        bucket_bytes=run.sync.bucket_bytes if run.sync.bucket_mib == "auto" else 0,
         version=__version__,
         flops_per_token=_flops_per_token(run, prepared),
         peak_flops=lambda name: hardware.peak_flops(name, run.train.precision),
@@ -39,9 +40,22 @@ def _evaluation_size(run: spec.Run, prepared: Prepared) -> int:
     return EvaluationBatches(prepared.split("validation", run.data.sequence), run.train.evaluate_sequences).size
 
 
-def _piece(run: spec.Run) -> int:
+def _agreement(run: spec.Run, settings: spec.Agreement, batches: Batches) -> Agreement:
+    until = settings.until if isinstance(settings, spec.Phase) else None
+    what, amount = (until.condition if until else None) or (None, None)
     micro_batch = run.train.micro_batch
-    return micro_batch if micro_batch != "auto" else -(-run.train.largest_batch // run.layout.replicas)
+    return Agreement(
+        mode=settings.mode,
+        unit=settings.unit,
+        every=batches.steps_of(settings.every) if settings.every else 1,
+        served=settings.strategy == "server",
+        piece=(settings.push_every or 1) * micro_batch if micro_batch != "auto" else 1,
+        staleness=settings.staleness,
+        damped=settings.damping == "inverse",
+        until=batches.steps_of(until.duration) if until and until.duration else None,
+        until_loss=amount if what == "loss" else None,
+        until_waiting=amount if what == "waiting" else None,
+    )
 
 
 def _flops_per_token(run: spec.Run, prepared: Prepared) -> float:

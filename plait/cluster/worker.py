@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, ProcessGroup, Store
 
 from plait import __version__, spec
 from plait.cluster.config import Config
@@ -18,7 +18,7 @@ from plait.cluster.signals import Signals
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.errors import UserError
-from plait.ledger.messages import SERVER, Failed, Join
+from plait.ledger.messages import SERVING, Failed, Join, Link
 from plait.ledger.wire import LedgerClient, RunClosed
 from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers
@@ -26,9 +26,17 @@ from plait.replica.fit import largest_micro_batch
 from plait.replica.mesh import ALONE, Mesh, leave_mesh, make_mesh
 from plait.replica.replica import Replica
 from plait.replica.schedule import rate
+from plait.sync import link
 from plait.sync.allreduce import AllReduce
+from plait.sync.compress import build_codec
+from plait.sync.deal import ByReplica
 from plait.sync.group import local_store, make_group, network_store
-from plait.sync.server import Server, ServerSync
+from plait.sync.line import Listener
+from plait.sync.local import LocalSteps
+from plait.sync.phases import Phases
+from plait.sync.pushpull import PushPull
+from plait.sync.reduce import Reducer
+from plait.sync.server import Server
 from plait.sync.strategy import PeerLost, Rate, Sync
 from plait.train.duties import Duties, resume
 from plait.train.folder import read_about
@@ -41,7 +49,10 @@ def main(values: dict[str, Any]) -> int:
     ledger = LedgerClient(config.ledger, config.token, config.member)
     try:
         with Signals(hard=_stop_hard) as signals:
-            Worker(config, ledger, signals).work()
+            if config.member[0] == SERVING:
+                _serve(config, ledger)
+            else:
+                Worker(config, ledger, signals).work()
         ledger.leave()
     except RunClosed:
         return 1
@@ -70,17 +81,19 @@ class Worker:
         self._store = _open_store(config.store, run.layout.workers) if run.layout.workers > 1 else None
         self._mesh = self._join_mesh()
         self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh)
+        self._peers = self._meet_peers()
+        self._sync = self._agree()
         if config.resume:
-            resume(self._replica, Path(config.resume))
+            resume(self._replica, Path(config.resume), self._sync)
         self._micro_batch = self._fitting()
 
     def work(self) -> None:
         hello = Join(socket.gethostname(), os.getpid(), devices.name(self._device), self._replica.held())
         duties = self._duties()
-        if self._config.member == SERVER:
-            self._serve(hello, duties)
-        else:
-            self._train(hello, duties)
+        loader = Loader(self._batches, self._micro_batch, self._mesh.lane)
+        begin = self._ledger.join(hello)
+        train(begin, self._ledger, self._sync, self._replica, loader, duties, self._rate(), self._signals.take)
+        self._sync.close()
         duties.finish()
         leave_mesh(self._mesh)
 
@@ -89,39 +102,47 @@ class Worker:
         if self._run.layout.ranks == 1:
             return ALONE
         assert self._store is not None
-        store = PrefixStore(f"replica-{replica}", self._store)
+        store = PrefixStore(f"replica-{replica}-{self._config.attempt}", self._store)
         return make_mesh(self._run.layout, rank, store, self._device, self._config.one_host)
 
-    def _train(self, hello: Join, duties: Duties) -> None:
-        sync = self._sync()
-        loader = Loader(self._batches, self._micro_batch, self._mesh.lane)
-        work = self._ledger.join(hello)
-        train(work, self._ledger, sync, self._replica, loader, duties, self._rate(), self._signals.take)
-        sync.close()
-
-    def _serve(self, hello: Join, duties: Duties) -> None:
-        assert self._config.server is not None
-        server = Server(self._config.server, self._config.token, self._replica, self._run.layout.replicas)
-        self._ledger.join(hello)
-        server.serve(self._ledger, duties.perform)
-        server.close()
-
-    def _sync(self) -> Sync:
-        if self._config.server is not None:
-            return ServerSync(self._config.server, self._config.token, self._config.member)
+    def _meet_peers(self) -> ProcessGroup | None:
+        """The same rank of all replicas, where some phase has them talk to each other."""
         replicas = self._run.layout.replicas
-        if replicas == 1:
-            return AllReduce(None, self._rate())
+        if replicas == 1 or all(agreement.strategy == "server" for agreement in self._run.sync.agreements):
+            return None
         assert self._store is not None
         replica, rank = self._config.member
         rests = next(iter(self._replica.parameters.values())).device  # gradients too; on the host where they are offloaded
         group = make_group(PrefixStore(f"rank-{rank}", self._store), replica, replicas, 1, rests, self._config.one_host)
-        return AllReduce(group, self._rate())
+        measured = link.measure(group, rests, emulated=self._link())
+        if self._config.member == (0, 0):
+            self._ledger.tell(Link(measured.latency, measured.bandwidth, devices.backend(rests), self._run.sync.link is not None))
+        return group
+
+    def _agree(self) -> Phases:
+        return Phases([self._strategy(agreement) for agreement in self._run.sync.agreements])
+
+    def _strategy(self, settings: spec.Agreement) -> Sync:
+        run, rate = self._run, self._rate()
+        codec = build_codec(settings.compress, settings.top_k or 0.01)
+        if settings.strategy == "server":
+            return PushPull(self._ledger, self._config.token, self._config.member, codec, self._link(), run.train.seed)
+        reducer = peers = None
+        if self._peers is not None:
+            reducer = Reducer(self._peers, codec, self._link(), run.train.seed)
+            peers = ByReplica(self._peers, self._config.member[0], run.layout.replicas)
+        if settings.strategy == "allreduce":
+            return AllReduce(reducer, peers, rate)
+        outer = (settings.outer_lr or 0.7, 0.9 if settings.outer_momentum is None else settings.outer_momentum)
+        return LocalSteps(reducer, peers, rate, self._batches.targets, *(outer if settings.strategy == "diloco" else (1.0, 0.0)))
+
+    def _link(self) -> link.Link | None:
+        """A slow link, where one is to be emulated."""
+        slow = self._run.sync.link
+        return None if slow is None else link.Link(slow.latency / 1e3, slow.bandwidth * 2**20 if slow.bandwidth else None)
 
     def _duties(self) -> Duties:
-        run, member = self._run, self._config.member
-        serving = self._config.server is not None
-        saves = member == SERVER if serving else member[0] == 0
+        run = self._run
         out = Path(self._config.folder)
         about = {
             "version": __version__,
@@ -129,8 +150,11 @@ class Worker:
             "run": run.resolved(),
             "fingerprint": self._prepared.fingerprint,
         }
+        saves = self._config.member[0] == 0 or run.sync.serves
         folder = out / "checkpoints"
-        return Duties(self._replica, self._ledger, folder, run.checkpoint.keep, about, self._validation(), self._micro_batch, saves)
+        return Duties(
+            self._replica, self._sync, self._ledger, folder, run.checkpoint.keep, about, self._validation(), self._micro_batch, saves
+        )
 
     def _validation(self) -> EvaluationBatches | None:
         if self._run.train.evaluate_every is None:
@@ -151,6 +175,17 @@ class Worker:
         share = -(-self._run.train.largest_batch // self._run.layout.replicas)
         first = self._batches.read(1, 0, min(2, self._batches.size(1)))
         return largest_micro_batch(self._replica, first, share, self._config.workers_here)
+
+
+def _serve(config: Config, ledger: LedgerClient) -> None:
+    """A parameter server: it needs neither model nor data."""
+    run = spec.parse(config.run)
+    leave_out_of_optimizers()
+    devices.set_threads(run.cluster.threads, config.workers_here)
+    listener = Listener(config.listen, config.token)
+    ledger.tell(Join(socket.gethostname(), os.getpid(), "parameter server", 0, listener.address))
+    Server(run, listener, ledger).serve()
+    listener.close()
 
 
 def _failure(error: BaseException) -> Failed:

@@ -2,11 +2,16 @@
 
 member                                    ledger
   Join        ───────────────────────────►
-              ◄───────────────────────────  Lease        the first work, once all are here
+              ◄───────────────────────────  Verdict      "begin", with the first work, once all are here
   Vote        ───────────────────────────►
               ◄───────────────────────────  Verdict      for all members of the unit; carries the next work
-  Measured, Kept, Unkept, Asked, Failed, Left ─►         facts, unanswered
+  Measured, Kept, Unkept, Asked, Link, Failed, Left ─►   facts, unanswered
               ◄───────────────────────────  Closed       at any time: stop now
+
+parameter server                          ledger
+  Received, Summed ──────────────────────►               handed the state; a push is whole here; the norm of a sum
+              ◄───────────────────────────  Fill, Add, Apply, Drop, Hand      in the order in which they are to be done
+              ◄───────────────────────────  Left         all workers have
 """
 
 from __future__ import annotations
@@ -14,76 +19,104 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from plait.events import Load, Ranges
 
 Member = tuple[int, int]
 """(replica, rank within it); a parameter server is (-1, number)."""
-SERVER: Member = (-1, 0)
+SERVING = -1
 
-Decision = Literal["commit", "skip", "rollback"]
+Decision = Literal["begin", "commit", "skip", "rollback", "counted"]
+"""begin: there was no unit yet. counted: a push is in, or there was none, and what it is a piece of goes on."""
 Request = Literal["save", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """A lease: this replica's part of one unit.
+class Part:
+    """What a replica computes of one step.
 
-    unit: the lease's number. ranges: this replica's positions in the global batch of `step`; whole: those of the unit,
-    which all its members share and whose target tokens are the divisor of the loss.
+    ranges: its positions in the global batch of `step`. whole: positions whose target tokens are the divisor of its losses.
     """
 
-    unit: int
-    generation: int
     step: int
     ranges: Ranges
     whole: Ranges
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """A lease: this replica's part of one unit, in steps one after the other (one, but for a round).
+
+    unit: the lease's number. phase: of the run, by which replicas agree. fill: this replica hands its state to the parameter servers
+    before anything else.
+    """
+
+    unit: int
+    generation: int
+    parts: list[Part]
+    phase: int = 0
+    fill: bool = False
+
+    @property
+    def step(self) -> int:
+        """The last one; 0 for a lease of nothing, which is answered when there is work."""
+        return self.parts[-1].step if self.parts else 0
+
+
+@dataclass(frozen=True, slots=True)
 class Join:
+    """address: where a parameter server listens to workers."""
+
     host: str
     pid: int
     device: str
     parameters: int
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Did:
+    """A rank's sums over one part: of losses over the targets of its ranges, and its share of the squared global norm of the gradient
+    that was, or will be, applied. load: tokens that it sent to each expert, by layer; none for a layer without a mixture of experts,
+    or that it does not hold."""
+
+    loss_sum: float
+    squared_norm: float
+    lr: float
+    load: Load = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """One rank is done with its part of a unit, and its gradients are reduced.
+    """One rank is done with its part of a unit, and what it sends has been sent.
 
-    loss_sum: over the targets of its ranges. squared_norm: its part of the squared global norm of the reduced gradient.
-    seconds: of its work on the unit; waited: of these, for others. memory: peak bytes so far. request: a signal it got.
-    load: tokens that it sent to each expert, by layer; none for a layer without a mixture of experts, or that it does not hold.
-    busy: seconds that it computed, of the seconds `under_way` that the micro-batches took on it, in a pipeline; zeros elsewhere.
+    seconds: of its work on the unit; waited: of these, for others; communicating: in which something of it was under way. sent: bytes.
+    memory: peak bytes so far. request: a signal it got. busy: seconds that it computed, of the seconds `under_way` that the
+    micro-batches took on it, in a pipeline; zeros elsewhere.
     """
 
     unit: int
-    loss_sum: float
-    squared_norm: float
-    lr: float
+    did: list[Did]
     seconds: float
     waited: float = 0.0
     memory: int = 0
     request: Request | None = None
-    load: Load = field(default_factory=list)
     busy: float = 0.0
     under_way: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    work: Work | None
+    sent: int = 0
+    communicating: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the ledger decided of a unit, and what follows in this order.
 
-    grad_norm: global, before clipping. to_step: where a rollback leads. evaluate: this replica's validation sequences, or
-    None. save: a checkpoint is due, with `position` inside, from which a ledger goes on. work: the next lease; None ends the run.
-    load: with a commit, that of the votes together.
+    grad_norm: global, before clipping. servers: where they listen, where that is news. version: of the parameters that they send, to be
+    waited for. to_step: where a rollback leads.
+    evaluate: this replica's validation sequences, or None. save: a checkpoint is due, with `position` inside, from which a ledger goes
+    on. bucket_bytes: a new size for buckets, 0 for none. work: the next lease; None ends the run. load: with a commit, that of the
+    votes together.
     """
 
     unit: int
@@ -96,6 +129,79 @@ class Verdict:
     position: dict[str, Any] | None = None
     work: Work | None = None
     load: Load = field(default_factory=list)
+    version: int | None = None
+    servers: list[str] = field(default_factory=list)
+    bucket_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A server holds all that one rank pushed of a unit."""
+
+    unit: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """This server's share of the squared norm of a step's gradient, once all pushes are in."""
+
+    step: int
+    squared_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """This server has the state it was to be handed."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """A server forgets all it has, and waits for the state that replica `source` hands it."""
+
+    generation: int
+    source: int
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """A server adds a push to the sum of `step`; after the last it tells the norm."""
+
+    unit: int
+    step: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """A server applies the push of a unit, or the sum of a step where `unit` is None, unless it is skipped; parameters are then of
+    `version`, and go to the ranks of replicas `to`, with optimizer state to those in `whole`."""
+
+    unit: int | None
+    decision: Decision
+    grad_norm: float
+    lr: float
+    version: int
+    to: list[int]
+    whole: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A push, or what came of it, is of no use any more."""
+
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """A server sends what it has now to the ranks of a replica."""
+
+    version: int
+    to: list[int]
+    whole: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +242,16 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class Link:
+    """The link between replicas, as it was measured."""
+
+    latency: float
+    bandwidth: float
+    backend: str
+    emulated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """This member raised; the text is its traceback.
 
@@ -156,15 +272,37 @@ class Closed:
     why: str
 
 
-Message = Join | Vote | Lease | Verdict | Measured | Kept | Unkept | Asked | Failed | Left | Closed
-_KINDS: dict[str, type] = {
-    kind.__name__: kind for kind in (Join, Vote, Lease, Verdict, Measured, Kept, Unkept, Asked, Failed, Left, Closed)
-}
+Message = (
+    Join
+    | Vote
+    | Verdict
+    | Measured
+    | Kept
+    | Unkept
+    | Asked
+    | Link
+    | Failed
+    | Left
+    | Closed
+    | Received
+    | Summed
+    | Filled
+    | Fill
+    | Add
+    | Apply
+    | Drop
+    | Hand
+)
+Outbox = list[tuple[Member, Message]]
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def name(member: Member) -> str:
     """How a member is called in messages to a person."""
-    return "the parameter server" if member == SERVER else f"replica {member[0]} rank {member[1]}"
+    replica, number = member
+    if replica != SERVING:
+        return f"replica {replica} rank {number}"
+    return f"parameter server {number}" if number else "the parameter server"
 
 
 def encode(message: Message) -> bytes:
@@ -177,8 +315,14 @@ def decode(frame: bytes) -> Message:
         values = json.loads(frame)
         kind = _KINDS[values.pop("kind")]
         if values.get("work") is not None:
-            values["work"] = Work(**values["work"])
+            values["work"] = _work(values["work"])
+        if kind is Vote:
+            values["did"] = [Did(**each) for each in values["did"]]
         message: Message = kind(**values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no message: {error}") from None
     return message
+
+
+def _work(values: dict[str, Any]) -> Work:
+    return Work(**{**values, "parts": [Part(**part) for part in values["parts"]]})

@@ -1,74 +1,126 @@
-"""Micro-batches as units, for syncs that commit them one by one."""
+"""Pieces of global batches: which are out, which are in, which are still to do."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from plait.events import Ranges
 from plait.ledger import shares
-from plait.ledger.messages import Vote, Work
+from plait.ledger.books import Told
+from plait.ledger.messages import Did, Vote
 from plait.ledger.plan import Plan
 
 
-class Pieces:
-    """Micro-batches as units: leased in order, committed in any, gathered into steps."""
+@dataclass(frozen=True)
+class Piece:
+    """Positions [first, end) of a step's global batch."""
 
-    def __init__(self, plan: Plan, position: dict[str, Any] | None) -> None:
-        self._plan = plan
-        self.leased: dict[int, tuple[int, Work]] = {}
-        self._done: dict[int, list[tuple[int, list[int], Vote, bool]]] = {}
-        """by step: replica, range, vote, skipped"""
-        position = position or {"step": 0}
-        for step, entries in position.get("open", {}).items():
-            self._done[int(step)] = [(replica, span, Vote(**vote), skipped) for replica, span, vote, skipped in entries]
-        self._queue = self._to_do(position["step"])
+    step: int
+    first: int
+    end: int
 
     @property
-    def idle(self) -> bool:
-        return not self.leased
+    def span(self) -> list[int]:
+        return [self.first, self.end]
 
-    def lease(self, unit: int, generation: int, replica: int) -> Work | None:
-        for step, span in self._queue:
-            work = Work(unit, generation, step, [span], [span])
-            self.leased[unit] = (replica, work)
-            return work
-        return None
+    def __lt__(self, other: Piece) -> bool:
+        return (self.step, self.first) < (other.step, other.first)
 
-    def commit(self, vote: Vote, skipped: bool) -> None:
-        replica, work = self.leased.pop(vote.unit)
-        self._done.setdefault(work.step, []).append((replica, work.ranges[0], vote, skipped))
 
-    def finished(self, step: int) -> tuple[int, list[Vote], dict[int, Ranges], bool] | None:
-        """The votes of a step whose pieces are all in."""
-        entries = self._done.get(step, [])
-        if step > self._plan.steps or sum(end - first for _, (first, end), _, _ in entries) < self._plan.size(step):
+@dataclass(frozen=True)
+class Entry:
+    """A piece that counts: by which replica, and what its ranks said of it."""
+
+    piece: Piece
+    replica: int
+    told: list[Told]
+    skipped: bool = False
+    late: int = 0
+
+
+class Pieces:
+    """Handed out in order, counted in any, gathered into steps; what was handed out and is lost goes back to the front.
+
+    open_pieces: entries of steps that were not whole when a checkpoint was saved.
+    """
+
+    def __init__(self, plan: Plan, size: int, committed: int, last: int, open_pieces: dict[str, Any]) -> None:
+        self._plan = plan
+        self._size = size
+        self._entries: dict[int, list[Entry]] = {}
+        for step, entries in open_pieces.items():
+            self._entries[int(step)] = [_entry(int(step), values) for values in entries]
+        self._returned: list[Piece] = []
+        self._fresh = self._to_do(committed, last)
+        self._next: Piece | None = next(self._fresh, None)
+
+    def take(self, most: int) -> Piece | None:
+        """The next piece of a step not above `most`."""
+        if self._returned and self._returned[0].step <= most:
+            return heapq.heappop(self._returned)
+        piece = self._next
+        if piece is None or piece.step > most:
             return None
-        del self._done[step]
-        by_replica: dict[int, Ranges] = {}
-        for replica, span, _, _ in entries:
-            by_replica.setdefault(replica, []).append(list(span))
-        votes = [vote for _, _, vote, _ in entries]
-        return step, votes, {key: shares.merge(spans) for key, spans in by_replica.items()}, all(entry[3] for entry in entries)
+        self._next = next(self._fresh, None)
+        return piece
 
-    def position(self, step: int) -> dict[str, Any]:
-        """What a later ledger needs to lease exactly the pieces that are not in yet."""
+    def give_back(self, piece: Piece) -> None:
+        heapq.heappush(self._returned, piece)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._returned and self._next is None
+
+    def count(self, entry: Entry) -> None:
+        self._entries.setdefault(entry.piece.step, []).append(entry)
+
+    def whole(self, step: int) -> list[Entry] | None:
+        """The entries of a step, once all are in; they are forgotten here."""
+        if not self.all_in(step):
+            return None
+        return self._entries.pop(step)
+
+    def all_in(self, step: int) -> bool:
+        entries = self._entries.get(step, [])
+        return step <= self._plan.steps and sum(entry.piece.end - entry.piece.first for entry in entries) == self._plan.size(step)
+
+    def position(self) -> dict[str, Any]:
+        """What of steps that are not whole is in already, as plain data."""
         return {
-            "step": step,
-            "open": {
-                str(open_step): [[replica, span, _as_dict(vote), skipped] for replica, span, vote, skipped in entries]
-                for open_step, entries in self._done.items()
-            },
+            str(step): [[entry.replica, entry.piece.span, _plain(entry.told), entry.skipped, entry.late] for entry in entries]
+            for step, entries in self._entries.items()
         }
 
-    def _to_do(self, committed: int) -> Iterator[tuple[int, list[int]]]:
-        """(step, range) of each piece that is not in yet, made as it is asked for."""
-        assert self._plan.piece is not None
-        for step in range(committed + 1, self._plan.steps + 1):
-            done = [span for _, span, _, _ in self._done.get(step, [])]
-            for span in shares.pieces(shares.gaps(self._plan.size(step), done), self._plan.piece):
-                yield step, span
+    def covered(self) -> dict[int, Ranges]:
+        """Positions that are in, of steps that are not whole."""
+        return {step: shares.merge([entry.piece.span for entry in entries]) for step, entries in self._entries.items()}
+
+    def _to_do(self, committed: int, last: int) -> Iterator[Piece]:
+        """Each piece that is not in yet, made as it is asked for."""
+        for step in range(committed + 1, last + 1):
+            done = [entry.piece.span for entry in self._entries.get(step, [])]
+            for first, end in shares.pieces(shares.gaps(self._plan.size(step), done), self._size):
+                yield Piece(step, first, end)
 
 
-def _as_dict(vote: Vote) -> dict[str, Any]:
-    return {field: getattr(vote, field) for field in Vote.__dataclass_fields__}
+def ranges_by_replica(entries: list[Entry]) -> dict[int, Ranges]:
+    spans: dict[int, Ranges] = {}
+    for entry in entries:
+        spans.setdefault(entry.replica, []).append(entry.piece.span)
+    return {replica: shares.merge(each) for replica, each in spans.items()}
+
+
+def _entry(step: int, values: list[Any]) -> Entry:
+    replica, (first, end), told, skipped, late = values
+    return Entry(Piece(step, first, end), replica, [_told(*each) for each in told], skipped, late)
+
+
+def _plain(told: list[Told]) -> list[list[Any]]:
+    return [[list(each.member), asdict(each.did), asdict(replace(each.vote, did=[]))] for each in told]
+
+
+def _told(member: list[int], did: dict[str, Any], vote: dict[str, Any]) -> Told:
+    return Told((member[0], member[1]), Did(**did), Vote(**vote))

@@ -4,8 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
-from plait.ledger.messages import Member
+from plait.ledger.messages import SERVING, Member
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How replicas agree in one phase.
+
+    unit: what commits whole. every: steps in a round. served: pushes go to parameter servers. staleness: most updates between a push's
+    parameters and its own, None for any number. damped: late pushes count for less. until: the last step of the phase, or until_loss,
+    until_waiting: what the mean over the last steps must pass; None in the last phase.
+    """
+
+    mode: str = "allreduce"
+    unit: Literal["step", "round", "piece"] = "step"
+    every: int = 1
+    served: bool = False
+    piece: int = 1
+    """sequences in a push"""
+    staleness: int | None = None
+    damped: bool = False
+    until: int | None = None
+    until_loss: float | None = None
+    until_waiting: float | None = None
 
 
 @dataclass(frozen=True)
@@ -26,16 +49,29 @@ class Plan:
     evaluation_size: int
     """validation sequences of one evaluation"""
     nonfinite_limit: int
-    piece: int | None
-    """sequences in a piece, where pieces are the unit"""
     version: str
     flops_per_token: float
     peak_flops: Callable[[str], float | None]
     """of one device, by its name"""
+    agreements: tuple[Agreement, ...] = (Agreement(),)
+    """one for each phase of the run"""
+    servers: int = 0
+    """parameter servers, which are there in every phase"""
+    bucket_bytes: int = 0
+    """of a bucket to begin with, where the size is tuned; 0 where it stays"""
     layout: dict[str, int] = field(default_factory=dict)
     """axes of a replica's mesh that are longer than 1, in the order in which ranks are counted"""
 
     @property
-    def members(self) -> list[Member]:
+    def workers(self) -> list[Member]:
         """Every rank of every replica."""
         return [(replica, rank) for replica in range(self.replicas) for rank in range(self.ranks)]
+
+    @property
+    def serving(self) -> list[Member]:
+        return [(SERVING, number) for number in range(self.servers)]
+
+    @property
+    def members(self) -> list[Member]:
+        """All who take part."""
+        return [*self.workers, *self.serving]

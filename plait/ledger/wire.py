@@ -14,8 +14,7 @@ from collections.abc import Callable
 import zmq
 
 from plait.errors import PlaitError
-from plait.ledger.messages import Closed, Join, Lease, Left, Member, Message, Verdict, Vote, Work, decode, encode
-from plait.ledger.state import Outbox
+from plait.ledger.messages import Closed, Join, Left, Member, Message, Outbox, Verdict, Vote, decode, encode
 
 
 class RunClosed(PlaitError):
@@ -73,48 +72,49 @@ class LedgerServer:
 
 
 class LedgerClient:
-    """One member's line to the ledger.
-
-    Raises RunClosed when told to stop.
-    """
+    """One member's line to the ledger: `socket` for polling. Raises RunClosed when told to stop."""
 
     def __init__(self, address: str, token: str, member: Member) -> None:
         self._token = token.encode()
         self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.IDENTITY, _identity(member))
-        self._socket.setsockopt(zmq.LINGER, 2000)
-        self._socket.connect(address)
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.IDENTITY, _identity(member))
+        self.socket.setsockopt(zmq.LINGER, 2000)
+        self.socket.connect(address)
 
-    def join(self, hello: Join) -> Work | None:
-        """Be known to the ledger; returns the first lease once all are here."""
-        answer = self._ask(hello)
-        assert isinstance(answer, Lease)
-        return answer.work
+    def join(self, hello: Join) -> Verdict:
+        """Be known to the ledger; returns the first work, once all are here."""
+        self.tell(hello)
+        return self.hear()
 
     def vote(self, vote: Vote) -> Verdict:
         """Say that a unit is done here; returns what was decided."""
-        answer = self._ask(vote)
+        self.tell(vote)
+        return self.hear()
+
+    def hear(self) -> Verdict:
+        """Wait for a verdict."""
+        answer = self.receive()
         assert isinstance(answer, Verdict)
+        return answer
+
+    def receive(self) -> Message:
+        """Wait for the next message, whatever it is."""
+        answer = decode(self.socket.recv())
+        if isinstance(answer, Closed):
+            raise RunClosed(answer.why)
         return answer
 
     def tell(self, message: Message) -> None:
         """State a fact; not answered."""
-        self._socket.send_multipart([self._token, encode(message)])
+        self.socket.send_multipart([self._token, encode(message)])
 
     def leave(self) -> None:
         self.tell(Left())
 
     def close(self) -> None:
-        self._socket.close()
+        self.socket.close()
         self._context.term()
-
-    def _ask(self, message: Message) -> Message:
-        self.tell(message)
-        answer = decode(self._socket.recv())
-        if isinstance(answer, Closed):
-            raise RunClosed(answer.why)
-        return answer
 
 
 def _identity(member: Member) -> bytes:

@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 class Leaf:
     """A parameter of this rank.
 
-    partial: axes over which its gradient is a partial sum. counted: whether this rank counts it in the gradient's norm. holder: the
-    parameter that the model computes with, where that is another (a DTensor over the same memory).
+    alike: axes along which ranks hold equal values; partial: those of them over which its gradient is a partial sum. counted: whether
+    this rank counts it in the gradient's norm. holder: the parameter that the model computes with, where that is another (a DTensor over
+    the same memory).
     """
 
     path: str
@@ -50,6 +51,7 @@ class Leaf:
     partial: tuple[str, ...] = ()
     counted: bool = True
     holder: Parameter | None = None
+    alike: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
     leaves = []
     for path, parameter in module.named_parameters():
         held = rows.get(path)
-        partial, counted = _sums(placed[path], mesh, sequence_parallel, path in rows)
+        alike, partial, counted = _sums(placed[path], mesh, sequence_parallel, path in rows)
         if stages is not None and path in stages.shared:
-            partial, counted = (*partial, "ends"), counted and mesh.place["pipeline"] == 0
+            alike, partial, counted = (*alike, "ends"), (*partial, "ends"), counted and mesh.place["pipeline"] == 0
         if held is None:
-            leaves.append(Leaf(path, parameter, parts[path], partial, counted))
+            leaves.append(Leaf(path, parameter, parts[path], partial, counted, alike=alike))
         else:
-            leaves.append(Leaf(path, held.parameter, held.part, partial, counted, held.holder))
+            leaves.append(Leaf(path, held.parameter, held.part, partial, counted, held.holder, alike))
     _fill(leaves, values)
     first_entry = chunk_span(vocabulary, *mesh.of("tensor"))[0] if spread else None
     called, elsewhere = ((), whole - whole) if stages is None else (stages.modules, whole - kept_paths(module))
@@ -188,12 +190,13 @@ def _shard(
     return shard.Several([shard.FullyShard(each, parts, mesh.devices["shard"], layout.zero, layout.offload, dtype) for each in called])
 
 
-def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool, rows: bool) -> tuple[tuple[str, ...], bool]:
-    """The axes over which a parameter's gradient is partial, and whether this rank counts it. rows: the shard axis cuts it."""
+def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool, rows: bool) -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """The axes along which a parameter is alike, those over which its gradient is partial, and whether this rank counts it. rows: the
+    shard axis cuts it."""
     split = {"expert" if placed.kind == "expert" else "tensor" if placed.dim is not None else None, "shard" if rows else None}
     different_tokens = {"shard", "context", "expert", *(["tensor"] if sequence_parallel else [])}
-    axes = [axis for axis in ("shard", "context", "tensor", "expert") if axis not in split and mesh.size(axis) > 1]
-    return tuple(axis for axis in axes if axis in different_tokens), all(mesh.place[axis] == 0 for axis in axes)
+    axes = tuple(axis for axis in ("shard", "context", "tensor", "expert") if axis not in split and mesh.size(axis) > 1)
+    return axes, tuple(axis for axis in axes if axis in different_tokens), all(mesh.place[axis] == 0 for axis in axes)
 
 
 Values = Callable[[str, Part], Tensor]

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
+from zlib import crc32
 
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from plait.replica.assemble import Leaf
 from plait.replica.mesh import ALONE, Mesh
 
-Launch = Callable[[Tensor], None]
+Launch = Callable[[Tensor, int], None]
+"""Takes a bucket and its key, which is the same wherever the same parameters share a bucket."""
 
 
 class Gradients:
@@ -31,18 +34,34 @@ class Gradients:
     """
 
     def __init__(self, leaves: Iterable[Leaf], bucket_bytes: int, mesh: Mesh = ALONE) -> None:
-        groups = list(_groups(list(leaves)[::-1], bucket_bytes))
-        self.buckets = [_allocate(group) for group in groups]
-        self._kinds = [_kind(group[0]) for group in groups]
+        self._leaves = list(leaves)
         self._mesh = mesh
-        self._sizes = [len(group) for group in groups]
-        self._missing = list(self._sizes)
+        self._hooks: list[RemovableHandle] = []
         self._final_pass = False
         self._launched = 0
         self._launch: Launch | None = None
-        for index, group in enumerate(groups):
-            for leaf in group:
-                leaf.parameter.register_post_accumulate_grad_hook(self._counter(index))
+        self.resize(bucket_bytes)
+
+    def resize(self, bucket_bytes: int) -> None:
+        """Buckets of another size, all zero; between two units."""
+        for hook in self._hooks:
+            hook.remove()
+        groups = list(_groups(self._leaves[::-1], bucket_bytes))
+        self.paths = [[leaf.path for leaf in group] for group in groups]
+        """of the parameters in each bucket, in order"""
+        self.keys = [crc32("\n".join(paths).encode()) for paths in self.paths]
+        self.buckets = [_allocate(group) for group in groups]
+        self._kinds = [_kind(group[0]) for group in groups]
+        self._sizes = [len(group) for group in groups]
+        self._missing = list(self._sizes)
+        self._hooks = [
+            leaf.parameter.register_post_accumulate_grad_hook(self._counter(index)) for index, group in enumerate(groups) for leaf in group
+        ]
+
+    @property
+    def counted(self) -> list[bool]:
+        """By bucket: whether its squares are in this rank's norm."""
+        return [kind.counted for kind in self._kinds]
 
     def begin(self) -> None:
         """A new unit: zero everything."""
@@ -51,9 +70,9 @@ class Gradients:
         self._missing = list(self._sizes)
         self._launched = 0
         self._final_pass = False
-        self._launch = None
 
-    def watch(self, launch: Launch) -> None:
+    def watch(self, launch: Launch | None) -> None:
+        """From now on; None: nobody is told."""
         self._launch = launch
 
     def final_pass(self) -> None:
@@ -93,20 +112,22 @@ class Gradients:
         while self._launch and self._launched < len(self.buckets) and self._missing[self._launched] <= 0:
             if self._kinds[self._launched].partial and not all_ready:
                 return
-            self._launch(self.buckets[self._launched])
+            self._launch(self.buckets[self._launched], self.keys[self._launched])
             self._launched += 1
 
 
 class _Kind(NamedTuple):
-    """What parameters of one bucket have in common. Buckets stand in the order of it."""
+    """What parameters of one bucket have in common. Ranks with equal values of one parameter have equal values of all in its bucket, so
+    that whatever is made of a bucket as a whole, a compressed form or a choice of its largest values, is equal there too."""
 
     partial: tuple[str, ...]
+    alike: tuple[str, ...]
     counted: bool
     dtype: torch.dtype
 
 
 def _kind(leaf: Leaf) -> _Kind:
-    return _Kind(leaf.partial, leaf.counted, leaf.parameter.dtype)
+    return _Kind(leaf.partial, leaf.alike, leaf.counted, leaf.parameter.dtype)
 
 
 def _groups(leaves: list[Leaf], bucket_bytes: int) -> Iterator[list[Leaf]]:

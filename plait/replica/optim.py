@@ -61,6 +61,11 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
+def clip_factor(most: float | None, grad_norm: float) -> float:
+    """What gradients are multiplied by, so that their norm is `most` at most."""
+    return most / (grad_norm + 1e-6) if most is not None and grad_norm > most else 1.0
+
+
 def decays(path: str, parameter: Tensor) -> bool:
     """Whether weight decay applies: to matrices, but for learned positions."""
     return parameter.ndim >= 2 and not any("position" in part or part == "wpe" for part in path.lower().split("."))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed
 
 from plait import spec
 from plait.data.batches import MicroBatch
@@ -22,7 +23,7 @@ from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.muon import Joint
-from plait.replica.optim import build_optimizer, create_state, optimizer_state, reset_state, restore_state, set_rate
+from plait.replica.optim import build_optimizer, clip_factor, create_state, optimizer_state, reset_state, restore_state, set_rate
 from plait.replica.placed import local_values, placed
 
 
@@ -36,10 +37,11 @@ class Replica:
         self._shards = self.assembly.shards
         self.compute = Compute(run, self.assembly, device)
         self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.leaves}
+        self.parts = {leaf.path: leaf.part for leaf in self.assembly.leaves}
         self.gradients = Gradients(self.assembly.leaves, run.sync.bucket_bytes, mesh)
         joint = _joint(self.assembly) if run.train.optimizer.name == "muon" else None
         self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device, joint)
-        self._publish()
+        self.publish()
         if run.train.compile:
             compile_blocks(self.compute.module)
         self._built_from = run, vocabulary
@@ -90,6 +92,14 @@ class Replica:
         """The sum of token losses since `begin`, on ranks whose sums count."""
         return float(self._loss_sum) if self.compute.speaks else 0.0
 
+    def sum_over_ranks(self, value: float) -> float:
+        """Over all ranks of this replica, on each of them."""
+        if self.mesh.ranks == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return float(total)
+
     def held(self) -> int:
         """Values of the model that this rank counts, so that a replica's ranks count each one once."""
         return sum(leaf.parameter.numel() for leaf in self.assembly.leaves if leaf.counted)
@@ -106,13 +116,13 @@ class Replica:
 
     def apply(self, grad_norm: float, rate: float, load: Load | None = None) -> None:
         """Clip the reduced gradients by their global norm and take one step of the optimizer. load: of the whole unit, by expert."""
-        if self._clip is not None and grad_norm > self._clip:
-            self.gradients.scale(self._clip / (grad_norm + 1e-6))
+        if (factor := clip_factor(self._clip, grad_norm)) < 1.0:
+            self.gradients.scale(factor)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         if load:
             expert.follow(self.compute.module, load)
-        self._publish()
+        self.publish()
         devices.synchronize(self.device)
 
     def state(self) -> dict[str, Any]:
@@ -135,17 +145,17 @@ class Replica:
         prefix = "optimizer."
         values = {path.removeprefix(prefix): local_values(value) for path, value in state.items() if path.startswith(prefix)}
         restore_state(self.optimizer, self.parameters.items(), values)
-        self._publish()
+        self.publish()
 
     @torch.no_grad()
     def start_afresh(self) -> None:
         """Parameters and optimizer state as before the first step."""
         start_afresh(self.assembly, *self._built_from)
         reset_state(self.optimizer)
-        self._publish()
+        self.publish()
 
-    def _publish(self) -> None:
-        """Parameters have changed."""
+    def publish(self) -> None:
+        """Parameters have changed: whoever computes next sees them."""
         if self._shards is not None:
             self._shards.publish()
 

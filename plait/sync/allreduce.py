@@ -2,7 +2,8 @@
 
     backward   ▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓▓
     buckets         ░░░ ░░░ ░░░ ░░      each sent as soon as it is final
-    settle                      wait ─► vote ─► verdict ─► clip and step, or skip
+    end                         wait
+    settle                           vote ─► verdict ─► clip and step, or skip
 
 Losses were divided by the target tokens of the whole global batch, so the sum is the gradient: no share needs a weight.
 """
@@ -10,55 +11,70 @@ Losses were divided by the target tokens of the whole global batch, so the sum i
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Collection
 
-import torch
-from torch import Tensor
-from torch.distributed import ProcessGroup
-from torch.distributed import Work as Collective
-
-from plait.ledger.messages import Verdict, Work
+from plait.ledger.messages import Part, Verdict, Work
 from plait.replica.replica import Replica
-from plait.sync.strategy import PeerLost, Rate, Report, Votes
+from plait.sync.deal import ByReplica, resize_buckets
+from plait.sync.reduce import Reducer
+from plait.sync.strategy import Rate, Report, State, Traffic, Votes
 
 
 class AllReduce:
-    """One curve: the update is that of the global batch in one process. `group` is None for a replica alone."""
+    """One curve: the update is that of the global batch in one process. `reducer` is None for a replica alone."""
 
-    def __init__(self, group: ProcessGroup | None, rate: Rate) -> None:
-        self._group = group
+    def __init__(self, reducer: Reducer | None, peers: ByReplica | None, rate: Rate) -> None:
+        self._reducer = reducer
+        self._peers = peers
         self._rate = rate
-        self._sent: list[Collective] = []
+        self._waited = 0.0
 
-    def begin(self, work: Work, replica: Replica) -> None:
-        self._sent = []
-        if self._group is not None:
-            replica.gradients.watch(self._send)
+    def join(self, verdict: Verdict, replica: Replica) -> None:
+        """Nothing comes with it: replicas began alike."""
 
-    def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
+    def enter(self, replica: Replica) -> None:
+        if self._reducer is not None:
+            replica.gradients.watch(self._reducer.launch)
+
+    def begin(self, work: Work, replica: Replica) -> Verdict | None:
+        if self._reducer is not None:
+            self._reducer.begin(work.step)
+        return None
+
+    def end(self, part: Part, replica: Replica) -> float:
         replica.finish()
         began = time.perf_counter()
-        self._wait()
-        waited = time.perf_counter() - began
-        verdict = ledger.vote(report(replica.gradients.squared_norm(), waited))
-        if verdict.decision == "commit":
+        if self._reducer is not None:
+            self._reducer.wait()
+        self._waited = time.perf_counter() - began
+        return replica.gradients.squared_norm()
+
+    def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
+        reducer = self._reducer
+        traffic = Traffic() if reducer is None else Traffic(reducer.sent, reducer.seconds, self._waited)
+        verdict = ledger.vote(report(traffic))
+        committed = verdict.decision == "commit"
+        if reducer is not None:
+            reducer.keep(committed)
+        if committed:
             replica.apply(verdict.grad_norm, self._rate(work.step), verdict.load)
         return verdict
 
-    def state(self) -> dict[str, Any]:
-        return {}
+    def leave(self, replica: Replica) -> None:
+        replica.gradients.watch(None)
+
+    def state(self, replica: Replica) -> State:
+        return {} if self._peers is None else self._peers.residuals(replica, self._reducer)
+
+    def state_to_load(self, replica: Replica, names: Collection[str]) -> State:
+        return {} if self._peers is None else self._peers.residuals_to_load(replica, names)
+
+    def restore(self, replica: Replica, state: State) -> None:
+        if self._peers is not None:
+            self._peers.restore_residuals(replica, self._reducer, state)
+
+    def resize(self, replica: Replica, bucket_bytes: int) -> None:
+        resize_buckets(replica, self._reducer, bucket_bytes)
 
     def close(self) -> None:
-        """Free the group's sockets and threads."""
-        self._group = None
-
-    def _wait(self) -> None:
-        try:
-            for collective in self._sent:
-                collective.wait()
-        except RuntimeError as error:
-            raise PeerLost(str(error)) from error
-
-    def _send(self, bucket: Tensor) -> None:
-        assert self._group is not None
-        self._sent.append(self._group.allreduce([bucket], torch.distributed.AllreduceOptions()))
+        self._reducer = None

@@ -1,12 +1,14 @@
-"""The seam between replicas: what a synchronisation strategy does in a unit."""
+"""The seam between replicas: what a strategy of synchronisation does in a unit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from plait.errors import PlaitError
-from plait.ledger.messages import Verdict, Vote, Work
+from plait.events import Ranges
+from plait.ledger.messages import Part, Verdict, Vote, Work
 from plait.replica.replica import Replica
 
 
@@ -16,6 +18,18 @@ class PeerLost(PlaitError):
 
 Rate = Callable[[int], float]
 """The learning rate of a step."""
+Targets = Callable[[int, Ranges | None], int]
+"""Target tokens at positions of a step's global batch, or in all of it."""
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of one unit. sent: bytes; communicating: seconds in which something was under way; waited: those that nothing hid."""
+
+    sent: int = 0
+    communicating: float = 0.0
+    waited: float = 0.0
 
 
 class Votes(Protocol):
@@ -24,20 +38,41 @@ class Votes(Protocol):
     def vote(self, vote: Vote) -> Verdict: ...
 
 
-class Report(Protocol):
-    """Makes the vote of a unit: what the loop measured beside what the strategy says."""
-
-    def __call__(self, squared_norm: float, waited: float, /) -> Vote: ...
+Report = Callable[[Traffic], Vote]
+"""Makes the vote of a unit, from what the loop measured and what the strategy did."""
 
 
 class Sync(Protocol):
-    """`begin` comes before the unit's first micro-batch, `settle` after its last."""
+    """`enter`, then units, then `leave`. `end` comes after a part's last micro-batch, `settle` after a unit's last part."""
 
-    def begin(self, work: Work, replica: Replica) -> None: ...
+    def join(self, verdict: Verdict, replica: Replica) -> None:
+        """What the ledger answered to a member that joined, before anything else."""
+
+    def enter(self, replica: Replica) -> None:
+        """From now on, afresh. Parameters and optimizer state are the same on all replicas."""
+
+    def begin(self, work: Work, replica: Replica) -> Verdict | None:
+        """A unit begins; or a verdict came instead, and the unit is void."""
+
+    def end(self, part: Part, replica: Replica) -> float:
+        """A step's micro-batches have come. Returns this rank's share of the squared norm of the gradient that was, or will be,
+        applied."""
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
         """Agree with the other replicas, ask the ledger, and follow its verdict."""
 
-    def state(self) -> dict[str, Any]: ...
+    def leave(self, replica: Replica) -> None:
+        """No longer. Parameters and optimizer state are the same on all replicas again."""
+
+    def state(self, replica: Replica) -> State:
+        """What a checkpoint keeps besides the replica's own state, on the first replica; called on all at once."""
+
+    def state_to_load(self, replica: Replica, names: Collection[str]) -> State:
+        """Tensors for those of a checkpoint's names that this replica needs, to be loaded into and given to `restore`."""
+
+    def resize(self, replica: Replica, bucket_bytes: int) -> None:
+        """Buckets of another size, between two units."""
+
+    def restore(self, replica: Replica, state: State) -> None: ...
 
     def close(self) -> None: ...

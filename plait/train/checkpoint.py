@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 State = dict[str, Any]
 OnSaved = Callable[[int, Path, int, float, float], None]
 OnFailed = Callable[[int, str], None]
+ASIDE = "sync."
+"""What begins so is loaded where it is wanted, and left where it is not: it belongs to how replicas agreed, not to the model."""
 _NICENESS = 10  # the writer yields the cores to training
 _SHOWN = 8  # names listed before "and n more"
 
@@ -151,7 +153,8 @@ def load(path: Path, state: State, only: str = "", elsewhere: Collection[str] = 
 
     whole = manifest.read(path)
     wanted = {name: value for name, value in state.items() if name.startswith(only)}
-    _compare(path, whole, wanted, {name for name in _names(whole) if name.startswith(only) and not _of(name, elsewhere)})
+    there = {name for name in names(whole) if name.startswith(only) and not _of(name, elsewhere)}
+    _compare(path, whole, wanted, {name for name in there if name in wanted or not name.startswith(ASIDE)})
     tensors = {name: value for name, value in wanted.items() if _is_tensor(value)}
     try:
         state_dict_loader.load(tensors, storage_reader=PieceReader(path, whole), planner=PlacedPlanner(), no_dist=True)
@@ -174,7 +177,8 @@ def _compare(path: Path, whole: manifest.Manifest, state: State, there: set[str]
         raise CheckpointError(f"{path}: is a checkpoint of another model:\n  " + "\n  ".join(wrong[: _SHOWN * 2]))
 
 
-def _names(whole: manifest.Manifest) -> set[str]:
+def names(whole: manifest.Manifest) -> set[str]:
+    """Of all that a checkpoint holds."""
     return {*whole.tensors, *whole.scalars}
 
 

@@ -11,8 +11,9 @@ from plait.events import Ranges
 from plait.ledger.messages import Kept, Measured, Message, Unkept, Verdict
 from plait.replica.compute import Compute, Sums
 from plait.replica.replica import Replica
+from plait.sync.phases import Phases
 from plait.train import manifest
-from plait.train.checkpoint import Checkpoints, load
+from plait.train.checkpoint import Checkpoints, load, names
 
 
 class Tells(Protocol):
@@ -27,6 +28,7 @@ class Duties:
     def __init__(
         self,
         replica: Replica,
+        sync: Phases,
         ledger: Tells,
         folder: Path,
         keep: int,
@@ -36,6 +38,7 @@ class Duties:
         saves: bool,
     ) -> None:
         self._replica = replica
+        self._sync = sync
         self._ledger = ledger
         self._folder = folder
         self._about = about
@@ -50,8 +53,10 @@ class Duties:
         if verdict.evaluate is not None and self._validation is not None:
             sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch, self._replica.mesh.lane)
             self._ledger.tell(Measured(verdict.step, "validation", sums.loss, sums.correct, sums.targets))
-        if verdict.save and self._checkpoints is not None:
-            self._checkpoints.save(verdict.step, self._replica.state(), {**self._about, "position": verdict.position})
+        if verdict.save:
+            self._save(verdict)
+        if verdict.bucket_bytes:
+            self._sync.resize(self._replica, verdict.bucket_bytes)
         self._tell_facts()
 
     def finish(self) -> None:
@@ -60,11 +65,16 @@ class Duties:
             self._checkpoints.wait()
         self._tell_facts()
 
+    def _save(self, verdict: Verdict) -> None:
+        state = self._sync.state(self._replica)
+        if self._checkpoints is not None:
+            self._checkpoints.save(verdict.step, self._replica.state() | state, {**self._about, "position": verdict.position})
+
     def _roll_back(self, step: int) -> None:
         if self._checkpoints is not None:
             self._checkpoints.wait()
         if step:
-            resume(self._replica, self._folder / manifest.name(step))
+            resume(self._replica, self._folder / manifest.name(step), self._sync)
         else:
             self._replica.start_afresh()
 
@@ -83,11 +93,15 @@ class Duties:
                 return
 
 
-def resume(replica: Replica, checkpoint: Path) -> None:
-    """Bring a replica to the state of a checkpoint. Raises CheckpointError."""
+def resume(replica: Replica, checkpoint: Path, sync: Phases) -> None:
+    """Bring a replica, and how it agrees with others, to the state of a checkpoint. Raises CheckpointError."""
+    whole = manifest.read(checkpoint)
     state = replica.state_to_load()
+    aside = sync.state_to_load(replica, whole.about["position"].get("phase", 0), names(whole))
+    state |= aside
     load(checkpoint, state, elsewhere=replica.assembly.elsewhere)
     replica.restore(state)
+    sync.restore(replica, {name: state[name] for name in aside})
 
 
 def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int, lane: tuple[int, int] = (0, 1)) -> Sums:

@@ -7,35 +7,46 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from plait.data.batches import Batches, MicroBatch, in_lane
-from plait.ledger.messages import Request, Vote, Work
+from plait.ledger.messages import Did, Part, Request, Verdict, Vote, Work
 from plait.replica.device import peak_memory
 from plait.replica.replica import Replica
-from plait.sync.strategy import Rate, Sync, Votes
+from plait.sync.phases import Phases
+from plait.sync.strategy import Rate, Traffic, Votes
 from plait.train.duties import Duties
 
 
 def train(
-    work: Work | None,
+    verdict: Verdict,
     ledger: Votes,
-    sync: Sync,
+    sync: Phases,
     replica: Replica,
     loader: Loader,
     duties: Duties,
     rate: Rate,
     request: Callable[[], Request | None] = lambda: None,
 ) -> None:
-    """Work until the ledger has none left. `request` tells of a signal that this process got."""
+    """Work until the ledger has none left. verdict: its first. `request` tells of a signal that this process got."""
     clock = Clock()
-    while work is not None:
-        replica.begin(loader.divisor(work), loader.count(work))
-        sync.begin(work, replica)
-        for micro_batch in loader.read(work):
-            replica.accumulate(micro_batch)
-        verdict = sync.settle(work, replica, ledger, _reporter(work, replica, rate, clock, request))
-        clock.voted()
-        duties.perform(verdict)
+    sync.join(verdict, replica)
+    duties.perform(verdict)
+    while (work := verdict.work) is not None:
         clock.start()
-        work = verdict.work
+        if (instead := sync.begin(work, replica)) is not None:
+            verdict = instead
+        else:
+            done = [_learn(part, sync, replica, loader, rate) for part in work.parts]
+            verdict = sync.settle(work, replica, ledger, _reporter(work, done, replica, clock, request))
+            clock.voted()
+        duties.perform(verdict)
+
+
+def _learn(part: Part, sync: Phases, replica: Replica, loader: Loader, rate: Rate) -> Did:
+    """This replica's share of one step."""
+    replica.begin(loader.divisor(part), loader.count(part))
+    for micro_batch in loader.read(part):
+        replica.accumulate(micro_batch)
+    squared_norm = sync.end(part, replica)
+    return Did(replica.loss_sum(), squared_norm, rate(part.step), replica.load())
 
 
 class Loader:
@@ -50,24 +61,24 @@ class Loader:
         self._micro_batch = micro_batch
         self._lane = lane
 
-    def divisor(self, work: Work) -> int:
-        """Target tokens of the whole unit, from the index alone."""
-        return self._batches.targets(work.step, work.whole)
+    def divisor(self, part: Part) -> int:
+        """Target tokens of the whole that the part belongs to, from the index alone."""
+        return self._batches.targets(part.step, part.whole)
 
-    def count(self, work: Work) -> int:
-        return sum(1 for _ in self._cut(work))
+    def count(self, part: Part) -> int:
+        return sum(1 for _ in self._cut(part))
 
-    def read(self, work: Work) -> Iterator[MicroBatch]:
-        return (in_lane(partial(self._batches.read, work.step), first, end, self._lane) for first, end in self._cut(work))
+    def read(self, part: Part) -> Iterator[MicroBatch]:
+        return (in_lane(partial(self._batches.read, part.step), first, end, self._lane) for first, end in self._cut(part))
 
-    def _cut(self, work: Work) -> Iterator[tuple[int, int]]:
-        for first, end in work.ranges:
+    def _cut(self, part: Part) -> Iterator[tuple[int, int]]:
+        for first, end in part.ranges:
             for start in range(first, end, self._micro_batch):
                 yield start, min(start + self._micro_batch, end)
 
 
 class Clock:
-    """Seconds of a step: from the end of the last one's duties to the vote, and the update that followed the last vote."""
+    """Seconds of a unit: from the end of the last one's duties to the vote, and the update that followed the last vote."""
 
     def __init__(self) -> None:
         self._update = 0.0
@@ -85,20 +96,19 @@ class Clock:
 
 
 def _reporter(
-    work: Work, replica: Replica, rate: Rate, clock: Clock, request: Callable[[], Request | None]
-) -> Callable[[float, float], Vote]:
-    def report(squared_norm: float, waited: float) -> Vote:
+    work: Work, done: list[Did], replica: Replica, clock: Clock, request: Callable[[], Request | None]
+) -> Callable[[Traffic], Vote]:
+    def report(traffic: Traffic) -> Vote:
         return Vote(
             work.unit,
-            replica.loss_sum(),
-            squared_norm,
-            rate(work.step),
+            done,
             clock.vote(),
-            waited,
+            traffic.waited,
             peak_memory(replica.device),
             request(),
-            replica.load(),
             *replica.pipeline_seconds(),
+            traffic.sent,
+            traffic.communicating,
         )
 
     return report

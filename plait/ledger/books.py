@@ -1,0 +1,306 @@
+"""What a ledger keeps whatever the strategy: how far the run is, what is due, and what counts.
+
+Each committed step is recorded here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from plait import events
+from plait.events import Event, Load, Ranges
+from plait.ledger.messages import Decision, Did, Member, Vote
+from plait.ledger.plan import Agreement, Plan
+from plait.ledger.tuning import Tuning
+
+RECENT = 10  # steps over which a phase's condition looks back
+
+
+class Told(NamedTuple):
+    """What a rank said of one step: of its part of it, with what it measured over the unit, which may be longer."""
+
+    member: Member
+    did: Did
+    vote: Vote
+    share: float = 1.0
+    """of the unit's measures that belong to this step"""
+
+
+@dataclass(frozen=True)
+class Due:
+    save: bool = False
+    evaluate: bool = False
+
+    def __or__(self, other: Due) -> Due:
+        return Due(self.save or other.save, self.evaluate or other.evaluate)
+
+
+class Books:
+    """`record` is told each event. position: of a checkpoint, from which the run goes on."""
+
+    def __init__(self, plan: Plan, record: Callable[[Event], None], clock: Callable[[], float], position: dict[str, Any] | None) -> None:
+        self.plan = plan
+        self.clock = clock
+        self.record = record
+        self.generation = 1
+        self.units = 0
+        self.stopping = False
+        self.failure: str | None = None
+        self.devices: dict[Member, str] = {}
+        self.tuning = Tuning(plan.bucket_bytes)
+        self._save_asked = False
+        self._in_a_row = 0
+        self._rolled_back_at: int | None = None
+        self.kept: dict[str, Any] = position or {"step": 0}
+        """the position of the newest checkpoint that stands"""
+        self._saving: dict[int, dict[str, Any]] = {}
+        self.open: dict[str, Any] = {}
+        self.take(self.kept)
+
+    def take(self, position: dict[str, Any]) -> None:
+        """Be where a checkpoint was."""
+        self.committed: int = position["step"]
+        self.phase: int = position.get("phase", 0)
+        self.open = position.get("open", {})
+        self._recent: deque[tuple[float, float]] = deque((tuple(pair) for pair in position.get("recent", [])), RECENT)
+        self._over_since: str | None = self._why_over()
+
+    def position(self, step: int, open_pieces: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What a later ledger needs to go on from here; remembered until the checkpoint stands."""
+        position: dict[str, Any] = {"step": self.committed}
+        if len(self.plan.agreements) > 1:
+            position |= {"phase": self.phase, "recent": [list(pair) for pair in self._recent]}
+        if open_pieces:
+            position["open"] = open_pieces
+        self._saving[step] = position
+        return position
+
+    def keep(self, step: int) -> None:
+        """The checkpoint of a step stands."""
+        if (position := self._saving.pop(step, None)) is not None and position["step"] >= self.kept["step"]:
+            self.kept = position
+
+    def drop(self, step: int) -> None:
+        """The checkpoint of a step could not be written."""
+        self._saving.pop(step, None)
+
+    @property
+    def unsaved(self) -> dict[str, Any] | None:
+        """Where the run is, where a checkpoint of that was asked for and does not stand yet."""
+        return self._saving.get(self.committed)
+
+    def new_unit(self) -> int:
+        self.units += 1
+        return self.units
+
+    # --- phases ----------------------------------------------------------------------------------------------
+
+    @property
+    def agreement(self) -> Agreement:
+        return self.plan.agreements[self.phase]
+
+    @property
+    def last_step(self) -> int:
+        """The last step of the phase, as far as that is known."""
+        return min(self.plan.steps, self.agreement.until or self.plan.steps)
+
+    @property
+    def over(self) -> bool:
+        """No more work is to be handed out."""
+        return self.stopping or self.committed >= self.plan.steps
+
+    def turn(self) -> bool:
+        """Enter the next phase, and the next but one should that be over too, where the steps so far say so."""
+        turned = False
+        while self.turning:
+            self.phase += 1
+            self.record(events.Switched(self.clock(), self.committed, self.phase, self.agreement.mode, self._over_since or ""))
+            self._recent.clear()
+            self._over_since = self._why_over()
+            turned = True
+        return turned
+
+    @property
+    def turning(self) -> bool:
+        """Whether the phase is over; once it is, it stays so."""
+        return self.committed < self.plan.steps and self._over_since is not None
+
+    def _why_over(self) -> str | None:
+        ends = self.agreement
+        if ends.until is not None and self.committed >= ends.until:
+            return f"step {ends.until} was the last of the phase"
+        if len(self._recent) < RECENT:
+            return None
+        loss, waiting = (math.fsum(column) / RECENT for column in zip(*self._recent, strict=True))
+        if ends.until_loss is not None and loss < ends.until_loss:
+            return f"the mean loss of {RECENT} steps, {loss:.4g}, is below {ends.until_loss:g}"
+        if ends.until_waiting is not None and waiting > ends.until_waiting:
+            return f"replicas waited {waiting:.0%} of the last {RECENT} steps, more than {ends.until_waiting:.0%}"
+        return None
+
+    # --- verdicts --------------------------------------------------------------------------------------------
+
+    def judge(self, step: int, loss: float, grad_norm: float) -> Decision:
+        """What becomes of a unit; sets `failure` where rolling back has been of no use."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self._in_a_row = 0
+            return "commit"
+        self._in_a_row += 1
+        if self._in_a_row < self.plan.nonfinite_limit:
+            return "skip"
+        if self._rolled_back_at is not None and step <= self._rolled_back_at:
+            self.failure = (
+                f"{self._in_a_row} steps in a row were not finite up to step {step}, and again after rolling back to "
+                f"step {self.kept['step']}; lower train.optimizer.lr, lengthen the warm-up, or use fp32"
+            )
+        return "rollback"
+
+    def roll_back_nonfinite(self, step: int, lost: dict[str, Ranges] | None = None) -> None:
+        why = f"{self._in_a_row} steps in a row were not finite, the last of them step {step}"
+        self._rolled_back_at, self._in_a_row = step, 0
+        self.roll_back(why, lost or {})
+
+    def roll_back(self, why: str, lost: dict[str, Ranges]) -> None:
+        """Everything since the newest checkpoint is void, and done again."""
+        self.record(events.RolledBack(self.clock(), self.kept["step"], why, lost))
+        self.take(self.kept)
+
+    def due(self, step: int, saves_on_stop: bool = True) -> Due:
+        """What is to be done after a step."""
+        plan, last = self.plan, step == self.plan.steps
+        asked = self._save_asked or (self.stopping and saves_on_stop)
+        save = last or asked or bool(plan.save_every and step % plan.save_every == 0)
+        evaluate = bool(plan.evaluate_every and plan.evaluation_size and (last or step % plan.evaluate_every == 0))
+        self._save_asked = False
+        return Due(save, evaluate)
+
+    def resize(self) -> int:
+        """A better size for buckets than the present one, or 0."""
+        if (found := self.tuning.better()) is None:
+            return 0
+        size, why = found
+        self.record(events.Retuned(self.clock(), self.committed, round(size / 2**20, 3), why))
+        return size
+
+    def ask(self, request: str) -> None:
+        if request == "stop":
+            self.stopping = True
+        else:
+            self._save_asked = True
+
+    # --- the journal -----------------------------------------------------------------------------------------
+
+    def record_step(
+        self,
+        step: int,
+        told: Sequence[Told],
+        by_replica: dict[int, Ranges],
+        grad_norm: float,
+        skipped: bool,
+        slowest: int | None = None,
+        staleness: Iterable[int] = (),
+    ) -> None:
+        """`step` is committed: `told` by each rank for each of its parts of it."""
+        tokens, loss = self.plan.targets(step), self.loss(step, told)
+        of_replica = _by_replica(told)
+        one_vote_each = len(told) == len({each.member for each in told})
+        seconds = max(measures.seconds for measures in of_replica.values())
+        waited = {replica: measures.waited for replica, measures in of_replica.items()}
+        self.tuning.observe(max(measures.communicating for measures in of_replica.values()))
+        rate = tokens / seconds if seconds else 0.0
+        self._recent.append((loss, max(waited.values()) / seconds if seconds else 0.0))
+        self.record(
+            events.Step(
+                self.clock(),
+                step,
+                self.generation,
+                loss,
+                grad_norm,
+                max(each.did.lr for each in told),
+                tokens,
+                seconds,
+                rate,
+                self._mfu(rate),
+                {str(replica): ranges for replica, ranges in sorted(by_replica.items())},
+                skipped,
+                {replica: measures.memory for replica, measures in of_replica.items()},
+                waited,
+                sum_of_loads(each.did for each in told),
+                _bubbles(told) if one_vote_each else {},
+                self.agreement.mode,
+                self.phase,
+                {replica: measures.sent for replica, measures in of_replica.items()},
+                {replica: measures.communicating for replica, measures in of_replica.items()},
+                None if slowest is None else str(slowest),
+                {str(late): count for late, count in sorted(Counter(staleness).items())},
+            )
+        )
+        self.committed = step
+        self._over_since = self._over_since or self._why_over()
+
+    def loss(self, step: int, told: Iterable[Told]) -> float:
+        """The mean over the target tokens of the global batch."""
+        return math.fsum(each.did.loss_sum for each in told) / self.plan.targets(step)
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        peaks = [self.plan.peak_flops(device) for device in self.devices.values()]
+        known = [peak for peak in peaks if peak is not None]
+        return tokens_per_s * self.plan.flops_per_token / sum(known) if known and len(known) == len(peaks) else None
+
+
+def sum_of_loads(done: Iterable[Did]) -> Load:
+    """By layer and expert, over those that tell of a layer."""
+    total: Load = []
+    for did in done:
+        total += [[] for _ in range(len(total), len(did.load))]
+        for layer, load in enumerate(did.load):
+            if load:
+                total[layer] = [sum(both) for both in zip(total[layer] or [0] * len(load), load, strict=True)]
+    return total
+
+
+@dataclass
+class _Measures:
+    """Of one replica in one step."""
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    communicating: float = 0.0
+    memory: int = 0
+    sent: int = 0
+
+
+def _by_replica(told: Iterable[Told]) -> dict[str, _Measures]:
+    """Each rank's votes added up; of a replica's ranks the one with most, and of what they sent, the sum."""
+    of_rank: dict[Member, _Measures] = {}
+    for member, _, vote, share in told:
+        rank = of_rank.setdefault(member, _Measures())
+        rank.seconds += vote.seconds * share
+        rank.waited += vote.waited * share
+        rank.communicating += vote.communicating * share
+        rank.sent += round(vote.sent * share)
+        rank.memory = max(rank.memory, vote.memory)
+    of_replica: dict[str, _Measures] = {}
+    for (replica, _), rank in sorted(of_rank.items()):
+        whole = of_replica.setdefault(str(replica), _Measures())
+        for measure in ("seconds", "waited", "communicating", "memory"):
+            setattr(whole, measure, max(getattr(whole, measure), getattr(rank, measure)))
+        whole.sent += rank.sent
+    return of_replica
+
+
+def _bubbles(told: Iterable[Told]) -> dict[str, float]:
+    """A pipeline's time is that of its first rank, which begins first and ends last."""
+    of_replica: dict[str, list[Vote]] = {}
+    for (replica, _), _, vote, _ in told:
+        of_replica.setdefault(str(replica), []).append(vote)
+    whole = {replica: max(vote.under_way for vote in ranks) for replica, ranks in of_replica.items()}
+    return {
+        replica: 1.0 - math.fsum(vote.busy for vote in of_replica[replica]) / (len(of_replica[replica]) * seconds)
+        for replica, seconds in whole.items()
+        if seconds
+    }

@@ -1,0 +1,456 @@
+"""Units whose gradients meet in parameter servers: micro-batches leased one by one.
+
+    worker ── push ──► servers ── Received ──┐
+       └────── vote ──────────────────────► ledger ── Add, Apply ──► servers ── parameters ──► worker
+                                              └────── verdict, next lease ───────────────────────┘
+
+A push counts once every server holds all of it and every rank has voted: before that, nothing has happened, and the piece goes to another.
+So a worker may die or come at any time. Servers do what the ledger tells them in the order of its telling: after the n-th update all
+hold version n, whatever travels meanwhile, and what they send of it is a consistent cut.
+
+    synchronous    pushes are added; the step is applied once, when all its pieces are in          one curve
+    bounded        applied as they come, but for those that would make another's too late          staleness <= s
+    asynchronous   applied as they come
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from plait.events import Ranges
+from plait.ledger import shares
+from plait.ledger.books import Books, Due, Told
+from plait.ledger.messages import (
+    Add,
+    Apply,
+    Closed,
+    Decision,
+    Drop,
+    Fill,
+    Filled,
+    Hand,
+    Member,
+    Message,
+    Outbox,
+    Part,
+    Received,
+    Summed,
+    Verdict,
+    Vote,
+    Work,
+)
+from plait.ledger.pieces import Entry, Piece, Pieces, ranges_by_replica
+from plait.ledger.together import Turn
+
+
+@dataclass
+class Push:
+    """A piece that is out. version: of the parameters that it is computed from."""
+
+    replica: int
+    piece: Piece
+    version: int
+    votes: dict[int, Vote] = field(default_factory=dict)
+    received: set[tuple[int, int]] = field(default_factory=set)
+
+
+class Serving:
+    """`present`: replicas that take part now. `turn` tells what each does after this phase."""
+
+    def __init__(self, books: Books, turn: Turn, present: Iterable[int]) -> None:
+        self._books = books
+        self._plan = books.plan
+        self._turn = turn
+        self._rules = books.agreement
+        self._stepwise = books.agreement.unit == "step"
+        self.present = set(present)
+        self._filler = min(self.present)
+        self._unfilled = {number for _, number in self._plan.serving}
+        limit = self._plan.steps if books.agreement.until is None else books.last_step
+        self._pieces = Pieces(self._plan, self._rules.piece, books.committed, limit, books.open)
+        self._out: dict[int, Push] = {}
+        self._ready: list[int] = []
+        self._idle: dict[int, tuple[int, set[int]]] = {}
+        self._parked: dict[int, int] = {}
+        """replicas without work, and the unit that their answer will be to"""
+        self._version = books.committed if self._stepwise else 0
+        self._summed: dict[int, float] = {}
+        self._due = Due()
+        self._handed = books.committed
+        self._slowest: int | None = None
+        self._done = False
+
+    def start(self) -> tuple[dict[int, Work | None], Outbox]:
+        """A lease for each replica, maybe of nothing; the first fills the servers with its state."""
+        if self._books.over:
+            return dict.fromkeys(self.present), []
+        fill = self._to_servers(Fill(self._books.generation, self._filler))
+        return {replica: self._lease(replica, replica == self._filler) for replica in sorted(self.present)}, fill
+
+    # --- what members say ------------------------------------------------------------------------------------
+
+    def vote(self, member: Member, vote: Vote) -> Outbox:
+        replica, rank = member
+        if vote.unit in self._idle:
+            return self._vote_of_nothing(vote.unit, rank)
+        if (push := self._out.get(vote.unit)) is None or push.replica != replica:
+            return []  # of a unit that is void: its replica is told so by another message
+        push.votes[rank] = vote
+        return self._advance(vote.unit)
+
+    def hear(self, server: int, message: Received | Summed | Filled) -> Outbox:
+        """What a server says."""
+        match message:
+            case Received(unit, rank):
+                if unit in self._out:
+                    self._out[unit].received.add((server, rank))
+                    return self._advance(unit)
+            case Filled(generation) if generation == self._books.generation:
+                self._unfilled.discard(server)
+            case Summed(step, norm) if step == self._books.committed + 1:
+                self._summed[server] = norm
+                if len(self._summed) == self._plan.servers:
+                    return self._decide_step()
+        return []
+
+    def join(self, replica: int, servers: list[str]) -> Outbox:
+        """A replica comes, and starts from what servers have. Where the run is over it may still save what another could not."""
+        books = self._books
+        self.present.add(replica)
+        unsaved = books.unsaved if self._done else None
+        work = None if self._done else self._lease(replica, fill=False)
+        version = None if self._done and unsaved is None else self._version
+        hand = [] if version is None else self._to_servers(Hand(version, [replica], [replica] if unsaved else []))
+        begin = Verdict(
+            0, books.committed, "begin", 0.0, save=unsaved is not None, position=unsaved, work=work, version=version, servers=servers
+        )
+        return [*hand, *self._to(replica, begin)]
+
+    def lose(self, replica: int) -> Outbox | None:
+        """A replica is gone: its pieces go to others. None where servers cannot go on without it."""
+        self.present.discard(replica)
+        self._parked.pop(replica, None)
+        self._idle = {unit: idle for unit, idle in self._idle.items() if idle[0] != replica}
+        outbox: Outbox = []
+        for unit, push in list(self._out.items()):
+            if push.replica == replica:
+                del self._out[unit]
+                self._pieces.give_back(push.piece)
+                outbox += self._to_servers(Drop(unit))
+        self._ready = [unit for unit in self._ready if unit in self._out]
+        if self._unfilled and replica == self._filler:
+            return None
+        return outbox + self._admit() + self._feed()
+
+    def lost_work(self, kept: dict[int, Ranges], since: int) -> dict[str, Ranges]:
+        """What has been applied since the checkpoint of step `since`, when of later steps `kept` was in."""
+        applied = {step: [[0, self._plan.size(step)]] for step in range(since + 1, self._books.committed + 1)}
+        applied |= self._pieces.covered()
+        return {str(step): left for step, ranges in sorted(applied.items()) if (left := _without(ranges, kept.get(step, [])))}
+
+    # --- leases ----------------------------------------------------------------------------------------------
+
+    def _lease(self, replica: int, fill: bool) -> Work:
+        """The next piece, or nothing for now."""
+        unit, books = self._books.new_unit(), self._books
+        piece = self._take()
+        if piece is None:
+            self._idle[unit] = replica, set()
+            return Work(unit, books.generation, [], books.phase, fill)
+        self._out[unit] = Push(replica, piece, self._version)
+        whole = [[0, self._plan.size(piece.step)]] if self._stepwise else [piece.span]
+        return Work(unit, books.generation, [Part(piece.step, [piece.span], whole)], books.phase, fill)
+
+    def _take(self) -> Piece | None:
+        books = self._books
+        if books.stopping and not self._stepwise:
+            return None
+        closing = books.turning or books.over
+        piece = self._pieces.take(books.committed + 1 if self._stepwise else self._handed if closing else self._plan.steps)
+        if piece is not None:
+            self._handed = max(self._handed, piece.step)
+        return piece
+
+    def _vote_of_nothing(self, unit: int, rank: int) -> Outbox:
+        replica, ranks = self._idle[unit]
+        ranks.add(rank)
+        if len(ranks) < self._plan.ranks:
+            return []
+        del self._idle[unit]
+        self._parked[replica] = unit
+        return self._feed()
+
+    def _feed(self) -> Outbox:
+        """Work for replicas that have none; where there will be none any more, the phase ends."""
+        outbox: Outbox = []
+        for replica, unit in sorted(self._parked.items()):
+            if (piece := self._take()) is None:
+                break
+            self._pieces.give_back(piece)
+            del self._parked[replica]
+            version = self._version if not self._stepwise else None
+            if version is not None:
+                outbox += self._to_servers(Hand(version, [replica], []))
+            outbox += self._answer(replica, unit, "counted", 0.0, self._lease(replica, fill=False), version)
+        return outbox or self._end()
+
+    # --- pushes ----------------------------------------------------------------------------------------------
+
+    def _advance(self, unit: int) -> Outbox:
+        push = self._out[unit]
+        if len(push.votes) < self._plan.ranks or len(push.received) < self._plan.ranks * self._plan.servers:
+            return []
+        if self._stepwise:
+            return self._add(unit)
+        self._ready.append(unit)
+        return self._admit()
+
+    def _add(self, unit: int) -> Outbox:
+        """Synchronous: a push is in the step's sum."""
+        push = self._out.pop(unit)
+        step = push.piece.step
+        self._pieces.count(Entry(push.piece, push.replica, _told(push)))
+        last = self._pieces.all_in(step)
+        self._parked[push.replica] = unit
+        if last:
+            self._summed, self._slowest = {}, push.replica
+        return self._to_servers(Add(unit, step, last)) + ([] if last else self._feed())
+
+    def _decide_step(self) -> Outbox:
+        """All pieces are in, and servers have told the norm of their sum."""
+        books = self._books
+        step = books.committed + 1
+        entries = self._pieces.whole(step)
+        assert entries is not None
+        told = [each for entry in entries for each in entry.told]
+        grad_norm = math.sqrt(math.fsum(self._summed.values()))
+        self._summed = {}
+        decision = books.judge(step, books.loss(step, told), grad_norm)
+        if books.failure:
+            return self._close_all(books.failure)
+        slowest = self._slowest if len(self.present) > 1 else None
+        books.record_step(step, told, ranges_by_replica(entries), grad_norm, decision != "commit", slowest)
+        if decision == "rollback":
+            books.roll_back_nonfinite(step)
+            return self._again()
+        self._version = step
+        due = books.due(step)
+        return self._commit_step(step, decision, grad_norm, told[0].did.lr, due)
+
+    def _commit_step(self, step: int, decision: Decision, grad_norm: float, lr: float, due: Due) -> Outbox:
+        """Apply, and tell everyone; with it go the next leases."""
+        books, members = self._books, sorted(self.present)
+        if not members:  # whoever comes next is told all by `join`
+            self._due |= due
+            return self._to_servers(Apply(None, decision, grad_norm, lr, step, [], []))
+        due, self._due = due | self._due, Due()
+        leaving = books.turning and not books.over and self._complete
+        whole = members if leaving else members[:1] if due.save else []
+        apply = self._to_servers(Apply(None, decision, grad_norm, lr, step, members, whole))
+        position = books.position(step) if due.save else None
+        units = {replica: self._parked.pop(replica, 0) for replica in members}
+        self._idle.clear()  # this answers those as well who are still to say that they have nothing
+        evaluation = dict(zip(members, shares.deal(self._plan.evaluation_size, [1.0] * len(members)), strict=True)) if due.evaluate else {}
+        following: dict[int, Work | None]
+        following, besides = self._follow(members, leaving)
+        tell: Outbox = []
+        for replica in members:
+            mine = position if replica == members[0] else None
+            tell += self._answer(replica, units[replica], decision, grad_norm, following[replica], step, evaluation.get(replica), mine)
+        return [*apply, *tell, *besides]
+
+    def _follow(self, members: list[int], leaving: bool) -> tuple[dict[int, Work | None], Outbox]:
+        if self._books.over:
+            self._done = True
+            return dict.fromkeys(members), []
+        if leaving:
+            return self._turn()
+        return {replica: self._lease(replica, fill=False) for replica in members}, []
+
+    # --- as they come ----------------------------------------------------------------------------------------
+
+    def _admit(self) -> Outbox:
+        """Apply what is in, oldest parameters first, as far as that makes nobody else's push too late."""
+        outbox: Outbox = []
+        while not self._done and (unit := next(filter(self._admissible, sorted(self._ready, key=self._age)), None)):
+            self._ready.remove(unit)
+            outbox += self._apply(unit)
+        return outbox
+
+    def _age(self, unit: int) -> tuple[int, int]:
+        return self._out[unit].version, unit
+
+    def _admissible(self, unit: int) -> bool:
+        """Whether all others that are out can still come in time: the oldest next, and so on.
+
+        With n updates made, this one is the n+1st; others with versions v_0 <= v_1 <= ... can follow as n+2nd, n+3rd, ...; the j-th is
+        then n + 1 + j - v_j updates old.
+        """
+        if self._rules.staleness is None:
+            return True
+        others = sorted(push.version for other, push in self._out.items() if other != unit)
+        return all(self._version + 1 + place - version <= self._rules.staleness for place, version in enumerate(others))
+
+    def _apply(self, unit: int) -> Outbox:
+        """One push is one update."""
+        books, push = self._books, self._out.pop(unit)
+        told = _told(push)
+        grad_norm = math.sqrt(math.fsum(each.did.squared_norm for each in told))
+        decision = books.judge(push.piece.step, books.loss(push.piece.step, told), grad_norm)
+        if books.failure:
+            return self._close_all(books.failure)
+        if decision == "rollback":
+            lost = self.lost_work(_open_ranges(books.kept), books.kept["step"])
+            books.roll_back_nonfinite(push.piece.step, lost)
+            return self._again()
+        late = self._version - push.version
+        self._version += decision == "commit"
+        self._pieces.count(Entry(push.piece, push.replica, told, decision == "skip", late))
+        self._due |= self._record_whole_steps()
+        self._parked[push.replica] = unit
+        lr = told[0].did.lr / (1 + late if self._rules.damped else 1)
+        return self._go_on(push.replica, unit, decision, grad_norm, lr)
+
+    def _go_on(self, replica: int, unit: int, decision: Decision, grad_norm: float, lr: float) -> Outbox:
+        """The update, and for its replica parameters and a lease; or a place among those that wait."""
+        piece = self._take()
+        if piece is None:
+            update = self._to_servers(Apply(unit, decision, grad_norm, lr, self._version, [], []))
+            return [*update, *self._end()]
+        self._pieces.give_back(piece)
+        del self._parked[replica]
+        due, position = Due(), None
+        if replica == min(self.present):
+            due, self._due = self._due, Due()
+        if due.save:
+            position = self._books.position(self._books.committed, self._pieces.position())
+        whole = [replica] if due.save else []
+        update = self._to_servers(Apply(unit, decision, grad_norm, lr, self._version, [replica], whole))
+        evaluate = [[0, self._plan.evaluation_size]] if due.evaluate else None
+        work = self._lease(replica, fill=False)
+        return [*update, *self._answer(replica, unit, decision, grad_norm, work, self._version, evaluate, position)]
+
+    def _record_whole_steps(self) -> Due:
+        """Record each step whose last piece came in, in order; what is due after them."""
+        due, books = Due(), self._books
+        while (entries := self._pieces.whole(books.committed + 1)) is not None:
+            step = books.committed + 1
+            told = [each for entry in entries for each in entry.told]
+            grad_norm = math.sqrt(math.fsum(each.did.squared_norm for each in told) / len(entries))
+            late = [entry.late for entry in entries if not entry.skipped]
+            skipped = all(entry.skipped for entry in entries)
+            books.record_step(step, told, ranges_by_replica(entries), grad_norm, skipped, staleness=late)
+            due |= books.due(step, saves_on_stop=False)
+        return due
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    def _end(self) -> Outbox:
+        """Once nothing is out and nobody works: the end of the phase, or of the run."""
+        if self._done or self._stepwise or self._out or not self.present or self.present != set(self._parked):
+            return []
+        books, members = self._books, sorted(self.present)
+        leaving = books.turning and not books.over
+        if not ((leaving and self._complete) or books.over):
+            return []
+        self._done = True
+        due, self._due = self._due | Due(save=books.stopping), Due()
+        hand = self._to_servers(Hand(self._version, members if leaving else members[:1], members if leaving else members[:1]))
+        position = books.position(books.committed, self._pieces.position()) if due.save else None
+        evaluate = [[0, self._plan.evaluation_size]] if due.evaluate else None
+        units = dict(self._parked)
+        self._parked.clear()
+        following, besides = self._follow(members, leaving)
+        outbox: Outbox = [*hand]
+        for replica in members:
+            first = replica == members[0]
+            version = self._version if leaving or first else None
+            outbox += self._answer(
+                replica,
+                units[replica],
+                "counted",
+                0.0,
+                following[replica],
+                version,
+                evaluate if first else None,
+                position if first else None,
+            )
+        return [*outbox, *besides]
+
+    @property
+    def _complete(self) -> bool:
+        """Whether the next phase can begin with the replicas that are present."""
+        after = self._plan.agreements[self._books.phase + 1] if self._books.turning else self._rules
+        return after.served or len(self.present) == self._plan.replicas
+
+    @property
+    def done(self) -> bool:
+        """Whether all that is left to do is to leave."""
+        return self._done and self._books.over
+
+    def _again(self) -> Outbox:
+        """After a rollback: everyone returns to the checkpoint."""
+        self._done = True
+        self._books.generation += 1
+        return rolled_back(self._books, self._plan.ranks, *self._turn())
+
+    # --- messages --------------------------------------------------------------------------------------------
+
+    def _answer(
+        self,
+        replica: int,
+        unit: int,
+        decision: Decision,
+        grad_norm: float,
+        work: Work | None,
+        version: int | None = None,
+        evaluate: Ranges | None = None,
+        position: dict[str, object] | None = None,
+    ) -> Outbox:
+        step = self._books.committed
+        verdict = Verdict(
+            unit, step, decision, grad_norm, evaluate=evaluate, save=position is not None, position=position, work=work, version=version
+        )
+        return self._to(replica, verdict)
+
+    def _to(self, replica: int, message: Message) -> Outbox:
+        return [((replica, rank), message) for rank in range(self._plan.ranks)]
+
+    def _to_servers(self, message: Message) -> Outbox:
+        return [(server, message) for server in self._plan.serving]
+
+    def _close_all(self, why: str) -> Outbox:
+        self._done = True
+        return [(member, Closed(why)) for member in self._plan.members]
+
+
+def rolled_back(books: Books, ranks: int, following: dict[int, Work | None], besides: Outbox, servers: list[str] | None = None) -> Outbox:
+    """The verdict for all after a rollback."""
+    tell: Outbox = [
+        ((replica, rank), Verdict(0, books.committed, "rollback", 0.0, books.committed, work=work, servers=servers or []))
+        for replica, work in following.items()
+        for rank in range(ranks)
+    ]
+    return [*tell, *besides]
+
+
+def _told(push: Push) -> list[Told]:
+    return [Told((push.replica, rank), vote.did[0], vote) for rank, vote in sorted(push.votes.items())]
+
+
+def _open_ranges(position: dict[str, object]) -> dict[int, Ranges]:
+    """What of steps that were not whole a checkpoint's position says is in."""
+    open_pieces = position.get("open", {})
+    assert isinstance(open_pieces, dict)
+    return {int(step): shares.merge([entry[1] for entry in entries]) for step, entries in open_pieces.items()}
+
+
+def _without(ranges: Ranges, others: Ranges) -> Ranges:
+    """Of `ranges` what is not in `others`."""
+    left = []
+    for first, end in ranges:
+        inside = [[max(first, start) - first, min(end, stop) - first] for start, stop in others if start < end and stop > first]
+        left += [[gap_first + first, gap_end + first] for gap_first, gap_end in shares.gaps(end - first, inside)]
+    return left

@@ -1,0 +1,146 @@
+"""Local steps: each replica trains on its own share for a round, then parameters are averaged.
+
+    replica 0   step step step step ─┐ average          ┌ step step ...
+    replica 1   step step step step ─┤ of differences ──┤ step step ...
+                                     └─ vote ─► verdict ┘
+
+With theta the parameters at the round's beginning, theta_r those of replica r at its end, and w_r its share of the round's target
+tokens, every replica computes
+
+    delta = sum over r of  w_r (theta - theta_r)            one all-reduce a round, in the buckets of gradients
+    local_sgd   theta <- theta - delta                      the mean of the replicas' parameters
+    diloco      theta <- theta - outer step along delta     SGD with Nesterov's momentum, 0.7 and 0.9 in the paper
+
+The optimizer's state stays with its replica. In a round of one step of plain SGD, delta is lr times the gradient of the global
+batch: local_sgd is then the same as all-reduce.
+
+Sources: Stich 2019 (Local SGD); McMahan et al. 2017 (federated averaging); Douillard et al. 2023 (DiLoCo), algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from plait.ledger.messages import Part, Verdict, Work
+from plait.replica.placed import placed
+from plait.replica.replica import Replica
+from plait.sync.deal import ByReplica, resize_buckets
+from plait.sync.reduce import Reducer
+from plait.sync.strategy import Rate, Report, State, Targets, Traffic, Votes
+
+
+class LocalSteps:
+    """local_sgd, and with an outer rate and momentum diloco. `reducer` and `peers` are None for a replica alone."""
+
+    def __init__(
+        self, reducer: Reducer | None, peers: ByReplica | None, rate: Rate, targets: Targets, outer_lr: float = 1.0, momentum: float = 0.0
+    ) -> None:
+        self._reducer, self._peers = reducer, peers
+        self._rate, self._targets = rate, targets
+        self._outer_lr, self._momentum = outer_lr, momentum
+        self._outer: torch.optim.SGD | None = None
+        self._start: list[Tensor] = []
+
+    def join(self, verdict: Verdict, replica: Replica) -> None:
+        """Nothing comes with it: replicas began alike."""
+
+    def enter(self, replica: Replica) -> None:
+        parameters = list(replica.parameters.values())
+        self._outer = torch.optim.SGD(parameters, lr=self._outer_lr, momentum=self._momentum, nesterov=self._momentum > 0)
+        if self._momentum:
+            for parameter in parameters:
+                self._outer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self._start = [torch.empty_like(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def begin(self, work: Work, replica: Replica) -> Verdict | None:
+        torch._foreach_copy_(self._start, list(replica.parameters.values()))
+        return None
+
+    def end(self, part: Part, replica: Replica) -> float:
+        """A step of this replica's own; left out where its gradient is not finite."""
+        replica.finish()
+        squared_norm = replica.gradients.squared_norm()
+        grad_norm = math.sqrt(replica.sum_over_ranks(squared_norm))
+        if math.isfinite(grad_norm):
+            replica.apply(grad_norm, self._rate(part.step))
+        return squared_norm
+
+    def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
+        self._take_differences(work, replica)
+        traffic = self._reduce(work, replica)
+        verdict = ledger.vote(report(traffic))
+        committed = verdict.decision == "commit"
+        if self._reducer is not None:
+            self._reducer.keep(committed)
+        if committed:
+            self._step_outside(replica)
+        return verdict
+
+    def leave(self, replica: Replica) -> None:
+        if self._peers is not None:
+            self._peers.average_optimizers(replica)
+        self._outer, self._start = None, []
+
+    def state(self, replica: Replica) -> State:
+        state = self._outer_state(replica)
+        if self._peers is not None:
+            state |= self._peers.optimizers(replica) | self._peers.residuals(replica, self._reducer)
+        return state
+
+    def state_to_load(self, replica: Replica, names: Collection[str]) -> State:
+        state = self._outer_state(replica) if any(name.startswith("sync.outer.") for name in names) else {}
+        if self._peers is not None:
+            state |= self._peers.optimizers_to_load(replica, names) | self._peers.residuals_to_load(replica, names)
+        return state
+
+    def restore(self, replica: Replica, state: State) -> None:
+        """The outer momentum has been loaded in place."""
+        if self._peers is not None:
+            self._peers.restore_optimizers(replica, state)
+            self._peers.restore_residuals(replica, self._reducer, state)
+
+    def resize(self, replica: Replica, bucket_bytes: int) -> None:
+        resize_buckets(replica, self._reducer, bucket_bytes)
+
+    def close(self) -> None:
+        self._reducer = None
+
+    @torch.no_grad()
+    def _take_differences(self, work: Work, replica: Replica) -> None:
+        """This replica's share of delta, in place of its gradients."""
+        own = sum(self._targets(part.step, part.ranges) for part in work.parts)
+        share = own / sum(self._targets(part.step, None) for part in work.parts)
+        for parameter, start in zip(replica.parameters.values(), self._start, strict=True):
+            assert parameter.grad is not None
+            torch.sub(start, parameter, out=parameter.grad).mul_(share)
+
+    def _reduce(self, work: Work, replica: Replica) -> Traffic:
+        if self._reducer is None:
+            return Traffic()
+        began = time.perf_counter()
+        self._reducer.begin(work.step)
+        for bucket, key in zip(replica.gradients.buckets, replica.gradients.keys, strict=True):
+            self._reducer.launch(bucket, key)
+        self._reducer.wait()
+        return Traffic(self._reducer.sent, self._reducer.seconds, time.perf_counter() - began)
+
+    @torch.no_grad()
+    def _step_outside(self, replica: Replica) -> None:
+        assert self._outer is not None
+        torch._foreach_copy_(list(replica.parameters.values()), self._start)
+        self._outer.step()
+        replica.publish()
+
+    def _outer_state(self, replica: Replica) -> State:
+        if self._outer is None or not self._momentum:
+            return {}
+        return {
+            f"sync.outer.{path}": placed(self._outer.state[parameter]["momentum_buffer"], replica.parts[path])
+            for path, parameter in replica.parameters.items()
+        }

@@ -1,0 +1,230 @@
+"""A worker's side of the parameter servers: push gradients, pull parameters.
+
+    begin     fill: this replica's state goes to the servers, where they have none
+    end       push ─► each server its buckets
+    settle    vote ─► verdict ─► pull, where it names a version ◄─ each server its buckets
+
+A worker applies nothing. While it waits for a server it listens to the ledger as well, which tells it to return to a checkpoint should a
+server be gone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection, Iterator
+from itertools import count
+
+import torch
+import torch.distributed
+import zmq
+from torch import Tensor
+
+from plait.errors import PlaitError
+from plait.ledger.messages import Member, Part, Verdict, Work
+from plait.ledger.wire import LedgerClient
+from plait.replica.optim import optimizer_state, restore_state
+from plait.replica.replica import Replica
+from plait.sync.compress import Codec
+from plait.sync.feedback import Feedback
+from plait.sync.line import HungUp, Line, Message
+from plait.sync.link import Link
+from plait.sync.slices import flatten, pack_state, spread, unflatten, unpack_state
+from plait.sync.strategy import Report, State, Traffic, Votes
+
+_attempts = count()
+
+
+class PushPull:
+    """This rank's. codec: of pushes; None sends them as they are."""
+
+    def __init__(self, ledger: LedgerClient, secret: str, member: Member, codec: Codec | None, link: Link | None, seed: int) -> None:
+        self._ledger = ledger
+        self._secret = secret
+        self._member = member
+        self._feedback = Feedback(codec, seed)
+        self._link = link
+        self._addresses: list[str] = []
+        self._lines: list[Line] = []
+        self._held: list[list[int]] = []
+        self._work: Work | None = None
+        self._traffic = Traffic()
+        self._before = 0
+
+    def join(self, verdict: Verdict, replica: Replica) -> None:
+        self._addresses = verdict.servers
+        if verdict.version is not None:
+            self._connect(replica)
+            self._pull(verdict, replica)
+
+    def enter(self, replica: Replica) -> None:
+        if not self._lines:
+            self._connect(replica)
+
+    def begin(self, work: Work, replica: Replica) -> Verdict | None:
+        self._work = work
+        if replica.mesh.ranks > 1 and (verdict := self._behind(work, replica)) is not None:
+            return self._turn_back(verdict)
+        if work.fill:
+            self._fill(replica, work.generation)
+        return None
+
+    def end(self, part: Part, replica: Replica) -> float:
+        replica.finish()
+        began = time.perf_counter()
+        self._push(part, replica)
+        pushing = time.perf_counter() - began
+        self._traffic = Traffic(0, self._traffic.communicating + pushing, self._traffic.waited + pushing)
+        return replica.gradients.squared_norm()
+
+    def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
+        """What is measured here goes into the next vote, as this one is sent before it."""
+        self._ledger.tell(report(self._measured()))
+        began = time.perf_counter()
+        verdict = self._ledger.hear()
+        if verdict.decision in ("commit", "skip", "rollback"):
+            self._feedback.keep(verdict.decision == "commit")
+        pulling = time.perf_counter()
+        if verdict.version is not None:
+            verdict = self._pull(verdict, replica)
+        now = time.perf_counter()
+        self._traffic = Traffic(0, now - pulling, now - began)
+        return self._turn_back(verdict) if verdict.decision == "rollback" else verdict
+
+    def leave(self, replica: Replica) -> None:
+        """The last pull brought optimizer state too."""
+        self._hang_up()
+
+    def state(self, replica: Replica) -> State:
+        return {}
+
+    def state_to_load(self, replica: Replica, names: Collection[str]) -> State:
+        return {}
+
+    def restore(self, replica: Replica, state: State) -> None:
+        pass
+
+    def resize(self, replica: Replica, bucket_bytes: int) -> None:
+        """Servers keep buckets as they were filled."""
+
+    def close(self) -> None:
+        self._hang_up()
+
+    # --- lines -------------------------------------------------------------------------------------------------
+
+    def _connect(self, replica: Replica) -> None:
+        replica_number, rank = self._member
+        sizes = [bucket.numel() for bucket in replica.gradients.buckets]
+        self._held = spread(sizes, len(self._addresses))
+        name = f"{replica_number}.{rank}.{os.getpid()}.{next(_attempts)}"
+        self._lines = [Line(address, self._secret, name, self._link) for address in self._addresses]
+        for line in self._lines:
+            line.send({"kind": "here", "replica": replica_number, "rank": rank})
+        self._before = 0
+
+    def _turn_back(self, verdict: Verdict) -> Verdict:
+        """Servers begin anew, and maybe elsewhere."""
+        self._addresses = verdict.servers or self._addresses
+        self._feedback.keep(False)
+        self._hang_up()
+        return verdict
+
+    def _hang_up(self) -> None:
+        for line in self._lines:
+            line.close()
+        self._lines = []
+
+    def _measured(self) -> Traffic:
+        """Since the last vote."""
+        sent = sum(line.sent + line.received for line in self._lines)
+        traffic = Traffic(sent - self._before, self._traffic.communicating, self._traffic.waited)
+        self._before = sent
+        return traffic
+
+    def _behind(self, work: Work, replica: Replica) -> Verdict | None:
+        """Ranks of a replica may have heard of a rollback one before the other: who has not, hears of it now."""
+        newest = torch.tensor(work.generation, device=replica.device)
+        torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
+        return self._ledger.hear() if work.generation < int(newest) else None
+
+    # --- what travels --------------------------------------------------------------------------------------------
+
+    def _fill(self, replica: Replica, generation: int) -> None:
+        """This rank's slice: parameters, and the optimizer's state, to the servers that keep them."""
+        gradients, parameters = replica.gradients, replica.parameters
+        for line, held in zip(self._lines, self._held, strict=True):
+            buckets = [
+                {
+                    "paths": gradients.paths[index],
+                    "shapes": [list(parameters[path].shape) for path in gradients.paths[index]],
+                    "counted": gradients.counted[index],
+                }
+                for index in held
+            ]
+            named = [(path, parameters[path]) for index in held for path in gradients.paths[index]]
+            state, flats = pack_state(optimizer_state(replica.optimizer, named))
+            values = [flatten(parameters[path] for path in gradients.paths[index]) for index in held]
+            head = {"kind": "fill", "generation": generation, "rank": self._member[1], "buckets": buckets, "state": state}
+            self._send(line, head, [*values, *flats])
+
+    def _push(self, part: Part, replica: Replica) -> None:
+        assert self._work is not None
+        gradients, unit = replica.gradients, self._work.unit
+        for line, held in zip(self._lines, self._held, strict=True):
+            payloads = [
+                self._feedback.encode(gradients.buckets[index], gradients.keys[index], (part.step, part.ranges[0][0])) for index in held
+            ]
+            head: dict[str, object] = {"kind": "push", "generation": self._work.generation, "rank": self._member[1], "unit": unit}
+            head |= {"codec": self._feedback.name, "parts": [len(payload) for payload in payloads]}
+            self._send(line, head, [tensor for payload in payloads for tensor in payload])
+
+    def _send(self, line: Line, head: dict[str, object], tensors: list[Tensor]) -> None:
+        """To a server that is gone nothing is sent: the ledger will tell what becomes of it."""
+        try:
+            line.send(head, tensors)
+        except HungUp:
+            return
+
+    def _pull(self, verdict: Verdict, replica: Replica) -> Verdict:
+        """Parameters of the version that the verdict names; or the verdict that came instead, when a server is gone."""
+        missing = set(range(len(self._lines)))
+        while missing:
+            try:
+                for server in list(missing):
+                    missing -= {server for message in self._received(server) if self._take(message, server, verdict, replica)}
+            except HungUp:
+                return self._ledger.hear()
+            if missing and self._wait(missing):
+                return self._ledger.hear()
+        replica.publish()
+        return verdict
+
+    def _received(self, server: int) -> Iterator[Message]:
+        while (message := self._lines[server].receive(0)) is not None:
+            yield message
+
+    def _take(self, message: Message, server: int, verdict: Verdict, replica: Replica) -> bool:
+        """Whether it was what is waited for; older versions came while this rank had no use for them."""
+        head = message.head
+        if head["kind"] == "refused":
+            raise PlaitError(f"a parameter server turned a push of this worker away: {head['why']}")
+        wanted: bool = head["version"] == verdict.version
+        if wanted:
+            held = self._held[server]
+            for index, values in zip(held, message.tensors, strict=False):
+                unflatten(values, [replica.parameters[path] for path in replica.gradients.paths[index]])
+            if head["state"] is not None:
+                state = unpack_state(head["state"], message.tensors[len(held) :])
+                named = [(path, replica.parameters[path]) for index in held for path in replica.gradients.paths[index]]
+                restore_state(replica.optimizer, named, state)
+        message.release()
+        return wanted
+
+    def _wait(self, missing: set[int]) -> bool:
+        """Until something has come; whether it is the ledger that has something to say."""
+        poller = zmq.Poller()
+        poller.register(self._ledger.socket, zmq.POLLIN)
+        for server in missing:
+            poller.register(self._lines[server].socket, zmq.POLLIN)
+        ready = dict(poller.poll(100))  # a server that hung up shows only when its line is asked
+        return self._ledger.socket in ready
