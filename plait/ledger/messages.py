@@ -10,7 +10,7 @@ member                                    ledger
 
 parameter server                          ledger
   Received, Summed ──────────────────────►               handed the state; a push is whole here; the norm of a sum
-              ◄───────────────────────────  Fill, Add, Apply, Drop, Hand      in the order in which they are to be done
+              ◄───────────────────────────  Fill, Add, Apply, Drop, Hand, Forget   in the order in which they are to be done
               ◄───────────────────────────  Left         all workers have
 """
 
@@ -48,14 +48,15 @@ class Part:
 class Work:
     """A lease: this replica's part of one unit, in steps one after the other (one, but for a round).
 
-    unit: the lease's number. phase: of the run, by which replicas agree. fill: this replica hands its state to the parameter servers
-    before anything else.
+    unit: the lease's number. phase: of the run, by which replicas agree. era: the generation in which parameter servers were filled.
+    fill: this replica hands its state to them before anything else.
     """
 
     unit: int
     generation: int
     parts: list[Part]
     phase: int = 0
+    era: int = 0
     fill: bool = False
 
     @property
@@ -115,7 +116,8 @@ class Verdict:
     grad_norm: global, before clipping. servers: where they listen, where that is news. version: of the parameters that they send, to be
     waited for. to_step: where a rollback leads.
     evaluate: this replica's validation sequences, or None. save: a checkpoint is due, with `position` inside, from which a ledger goes
-    on. bucket_bytes: a new size for buckets, 0 for none. work: the next lease; None ends the run. load: with a commit, that of the
+    on. bucket_bytes: a new size for buckets, 0 for none. generation: of "begin" and
+    "rollback". work: the next lease; None ends the run. load: with a commit, that of the
     votes together.
     """
 
@@ -132,6 +134,7 @@ class Verdict:
     version: int | None = None
     servers: list[str] = field(default_factory=list)
     bucket_bytes: int = 0
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +157,14 @@ class Summed:
 class Filled:
     """This server has the state it was to be handed."""
 
-    generation: int
+    era: int
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A server forgets all it has, and waits for the state that replica `source` hands it."""
+    """A server forgets all it has, and waits for the state that a replica hands it. era: this generation."""
 
-    generation: int
-    source: int
+    era: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,14 @@ class Drop:
     """A push, or what came of it, is of no use any more."""
 
     unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """A replica is gone: who said before `generation` that it is its rank, is no longer."""
+
+    replica: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +301,7 @@ Message = (
     | Add
     | Apply
     | Drop
+    | Forget
     | Hand
 )
 Outbox = list[tuple[Member, Message]]

@@ -30,6 +30,7 @@ from plait.ledger.messages import (
     Drop,
     Fill,
     Filled,
+    Forget,
     Hand,
     Member,
     Message,
@@ -66,6 +67,7 @@ class Serving:
         self._rules = books.agreement
         self._stepwise = books.agreement.unit == "step"
         self.present = set(present)
+        self._era = books.generation
         self._filler = min(self.present)
         self._unfilled = {number for _, number in self._plan.serving}
         limit = self._plan.steps if books.agreement.until is None else books.last_step
@@ -86,7 +88,7 @@ class Serving:
         """A lease for each replica, maybe of nothing; the first fills the servers with its state."""
         if self._books.over:
             return dict.fromkeys(self.present), []
-        fill = self._to_servers(Fill(self._books.generation, self._filler))
+        fill = self._to_servers(Fill(self._era))
         return {replica: self._lease(replica, replica == self._filler) for replica in sorted(self.present)}, fill
 
     # --- what members say ------------------------------------------------------------------------------------
@@ -107,7 +109,7 @@ class Serving:
                 if unit in self._out:
                     self._out[unit].received.add((server, rank))
                     return self._advance(unit)
-            case Filled(generation) if generation == self._books.generation:
+            case Filled(era) if era == self._era:
                 self._unfilled.discard(server)
             case Summed(step, norm) if step == self._books.committed + 1:
                 self._summed[server] = norm
@@ -124,7 +126,16 @@ class Serving:
         version = None if self._done and unsaved is None else self._version
         hand = [] if version is None else self._to_servers(Hand(version, [replica], [replica] if unsaved else []))
         begin = Verdict(
-            0, books.committed, "begin", 0.0, save=unsaved is not None, position=unsaved, work=work, version=version, servers=servers
+            0,
+            books.committed,
+            "begin",
+            0.0,
+            save=unsaved is not None,
+            position=unsaved,
+            work=work,
+            version=version,
+            servers=servers,
+            generation=books.generation,
         )
         return [*hand, *self._to(replica, begin)]
 
@@ -133,7 +144,7 @@ class Serving:
         self.present.discard(replica)
         self._parked.pop(replica, None)
         self._idle = {unit: idle for unit, idle in self._idle.items() if idle[0] != replica}
-        outbox: Outbox = []
+        outbox = self._to_servers(Forget(replica, self._books.generation))
         for unit, push in list(self._out.items()):
             if push.replica == replica:
                 del self._out[unit]
@@ -158,10 +169,10 @@ class Serving:
         piece = self._take()
         if piece is None:
             self._idle[unit] = replica, set()
-            return Work(unit, books.generation, [], books.phase, fill)
+            return Work(unit, books.generation, [], books.phase, self._era, fill)
         self._out[unit] = Push(replica, piece, self._version)
         whole = [[0, self._plan.size(piece.step)]] if self._stepwise else [piece.span]
-        return Work(unit, books.generation, [Part(piece.step, [piece.span], whole)], books.phase, fill)
+        return Work(unit, books.generation, [Part(piece.step, [piece.span], whole)], books.phase, self._era, fill)
 
     def _take(self) -> Piece | None:
         books = self._books
@@ -429,7 +440,10 @@ class Serving:
 def rolled_back(books: Books, ranks: int, following: dict[int, Work | None], besides: Outbox, servers: list[str] | None = None) -> Outbox:
     """The verdict for all after a rollback."""
     tell: Outbox = [
-        ((replica, rank), Verdict(0, books.committed, "rollback", 0.0, books.committed, work=work, servers=servers or []))
+        (
+            (replica, rank),
+            Verdict(0, books.committed, "rollback", 0.0, books.committed, work=work, servers=servers or [], generation=books.generation),
+        )
         for replica, work in following.items()
         for rank in range(ranks)
     ]

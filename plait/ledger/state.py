@@ -180,7 +180,12 @@ class Ledger:
             self._record(events.Started(now, plan.version, plan.replicas, held, plan.steps, device, plan.layout))
         following, besides = self._turn()
         begin: Outbox = [
-            (member, Verdict(0, books.committed, "begin", 0.0, work=following.get(member[0]), servers=self._addresses))
+            (
+                member,
+                Verdict(
+                    0, books.committed, "begin", 0.0, work=following.get(member[0]), servers=self._addresses, generation=books.generation
+                ),
+            )
             for member in plan.workers
         ]
         return [*begin, *besides]

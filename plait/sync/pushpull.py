@@ -44,6 +44,7 @@ class PushPull:
         self._member = member
         self._feedback = Feedback(codec, seed)
         self._link = link
+        self._generation = 0
         self._addresses: list[str] = []
         self._lines: list[Line] = []
         self._held: list[list[int]] = []
@@ -52,7 +53,7 @@ class PushPull:
         self._before = 0
 
     def join(self, verdict: Verdict, replica: Replica) -> None:
-        self._addresses = verdict.servers
+        self._addresses, self._generation = verdict.servers, verdict.generation
         if verdict.version is not None:
             self._connect(replica)
             self._pull(verdict, replica)
@@ -66,7 +67,7 @@ class PushPull:
         if replica.mesh.ranks > 1 and (verdict := self._behind(work, replica)) is not None:
             return self._turn_back(verdict)
         if work.fill:
-            self._fill(replica, work.generation)
+            self._fill(replica, work.era)
         return None
 
     def end(self, part: Part, replica: Replica) -> float:
@@ -119,12 +120,12 @@ class PushPull:
         name = f"{replica_number}.{rank}.{os.getpid()}.{next(_attempts)}"
         self._lines = [Line(address, self._secret, name, self._link) for address in self._addresses]
         for line in self._lines:
-            line.send({"kind": "here", "replica": replica_number, "rank": rank})
+            line.send({"kind": "here", "replica": replica_number, "rank": rank, "generation": self._generation})
         self._before = 0
 
     def _turn_back(self, verdict: Verdict) -> Verdict:
         """Servers begin anew, and maybe elsewhere."""
-        self._addresses = verdict.servers or self._addresses
+        self._addresses, self._generation = verdict.servers or self._addresses, verdict.generation
         self._feedback.keep(False)
         self._hang_up()
         return verdict
@@ -143,13 +144,13 @@ class PushPull:
 
     def _behind(self, work: Work, replica: Replica) -> Verdict | None:
         """Ranks of a replica may have heard of a rollback one before the other: who has not, hears of it now."""
-        newest = torch.tensor(work.generation, device=replica.device)
+        newest = torch.tensor(work.era, device=replica.device)
         torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
-        return self._ledger.hear() if work.generation < int(newest) else None
+        return self._ledger.hear() if work.era < int(newest) else None
 
     # --- what travels --------------------------------------------------------------------------------------------
 
-    def _fill(self, replica: Replica, generation: int) -> None:
+    def _fill(self, replica: Replica, era: int) -> None:
         """This rank's slice: parameters, and the optimizer's state, to the servers that keep them."""
         gradients, parameters = replica.gradients, replica.parameters
         for line, held in zip(self._lines, self._held, strict=True):
@@ -164,7 +165,7 @@ class PushPull:
             named = [(path, parameters[path]) for index in held for path in gradients.paths[index]]
             state, flats = pack_state(optimizer_state(replica.optimizer, named))
             values = [flatten(parameters[path] for path in gradients.paths[index]) for index in held]
-            head = {"kind": "fill", "generation": generation, "rank": self._member[1], "buckets": buckets, "state": state}
+            head = {"kind": "fill", "era": era, "rank": self._member[1], "buckets": buckets, "state": state}
             self._send(line, head, [*values, *flats])
 
     def _push(self, part: Part, replica: Replica) -> None:
@@ -174,7 +175,7 @@ class PushPull:
             payloads = [
                 self._feedback.encode(gradients.buckets[index], gradients.keys[index], (part.step, part.ranges[0][0])) for index in held
             ]
-            head: dict[str, object] = {"kind": "push", "generation": self._work.generation, "rank": self._member[1], "unit": unit}
+            head: dict[str, object] = {"kind": "push", "era": self._work.era, "rank": self._member[1], "unit": unit}
             head |= {"codec": self._feedback.name, "parts": [len(payload) for payload in payloads]}
             self._send(line, head, [tensor for payload in payloads for tensor in payload])
 

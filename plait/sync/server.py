@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from plait import spec
-from plait.ledger.messages import Add, Apply, Drop, Fill, Filled, Hand, Left, Received, Summed
+from plait.ledger.messages import Add, Apply, Drop, Fill, Filled, Forget, Hand, Left, Received, Summed
 from plait.ledger.messages import Message as Word
 from plait.ledger.wire import LedgerClient
 from plait.replica.optim import build_optimizer, clip_factor, create_state, optimizer_state, restore_state, set_rate
@@ -49,13 +49,14 @@ class Server:
         self._orders: deque[Word] = deque()
         self._left = False
         self._waiting: list[Message] = []
-        """what workers sent for a generation that this server has not been told of, or is not filled for"""
-        self._generation = 0
+        """what workers sent for an era that this server has not been told of, or is not filled for"""
+        self._era = 0
         self._slices: dict[int, Slice] = {}
         self._pushes: dict[tuple[int, int], Push] = {}
         """by unit and rank"""
         self._summing: int | None = None
-        self._peers: dict[tuple[int, int], str] = {}
+        self._peers: dict[tuple[int, int], tuple[int, str]] = {}
+        """by replica and rank: since which generation, and the name at the listener"""
         self._owed: dict[tuple[int, int], tuple[dict[str, Any], list[Tensor]]] = {}
 
     def serve(self) -> None:
@@ -89,20 +90,20 @@ class Server:
         head = message.head
         match head["kind"]:
             case "here":
-                self._greet((int(head["replica"]), int(head["rank"])), message.peer)
-            case "fill" | "push" if head["generation"] < self._generation:
+                self._greet((int(head["replica"]), int(head["rank"])), int(head["generation"]), message.peer)
+            case "fill" | "push" if head["era"] < self._era:
                 message.release()
-            case "fill" if head["generation"] == self._generation:
+            case "fill" if head["era"] == self._era:
                 self._fill(head, message)
-            case "push" if head["generation"] == self._generation and self._filled:
+            case "push" if head["era"] == self._era and self._filled:
                 self._keep(head, message)
             case "fill" | "push":
                 self._waiting.append(message)
             case _:
                 raise ValueError(f"a message of kind {head['kind']!r}")
 
-    def _greet(self, member: tuple[int, int], peer: str) -> None:
-        self._peers[member] = peer
+    def _greet(self, member: tuple[int, int], generation: int, peer: str) -> None:
+        self._peers[member] = generation, peer
         if member in self._owed:
             self._listener.send(peer, *self._owed.pop(member))
 
@@ -110,7 +111,7 @@ class Server:
         self._slices[int(head["rank"])] = Slice(self._run.train.optimizer, head, message.tensors)
         message.release()
         if self._filled:
-            self._ledger.tell(Filled(self._generation))
+            self._ledger.tell(Filled(self._era))
             self._take_waiting()
 
     def _keep(self, head: dict[str, Any], message: Message) -> None:
@@ -137,8 +138,8 @@ class Server:
             match self._orders.popleft():
                 case Left():
                     self._left = True
-                case Fill(generation):
-                    self._begin_again(generation)
+                case Fill(era):
+                    self._begin_again(era)
                 case Add(unit, step, last):
                     self._add(unit, step, last)
                 case Apply() as apply:
@@ -147,11 +148,14 @@ class Server:
                     self._forget(unit)
                 case Hand(version, to, whole):
                     self._hand(version, to, whole)
+                case Forget(replica, generation):
+                    self._forget_peers(generation, replica)
 
-    def _begin_again(self, generation: int) -> None:
-        self._generation = generation
+    def _begin_again(self, era: int) -> None:
+        self._era = era
         self._slices, self._summing = {}, None
         self._owed.clear()
+        self._forget_peers(era)
         for push in self._pushes.values():
             push.message.release()
         self._pushes = {}
@@ -190,6 +194,12 @@ class Server:
                 push.gradients = []
                 push.message.release()
 
+    def _forget_peers(self, before: int, of_replica: int | None = None) -> None:
+        """Lines of an earlier life: who had them comes back on another, and what was sent on these would be lost."""
+        for member, (since, _) in list(self._peers.items()):
+            if since < before and of_replica in (None, member[0]):
+                del self._peers[member]
+
     def _hand(self, version: int, to: Iterable[int], whole: Sequence[int]) -> None:
         for rank, part in self._slices.items():
             plain = [replica for replica in to if replica not in whole]
@@ -201,10 +211,10 @@ class Server:
 
     def _send(self, head: dict[str, Any], tensors: list[Tensor], replicas: Sequence[int], rank: int) -> None:
         """Who is not here yet gets a copy of what there is now, when it is."""
-        known = [self._peers[replica, rank] for replica in replicas if self._peers.get((replica, rank)) in self._listener.peers]
-        self._listener.send_all(known, head, tensors)
+        here = {replica: self._peers[replica, rank][1] for replica in replicas if (replica, rank) in self._peers}
+        self._listener.send_all(list(here.values()), head, tensors)
         for replica in replicas:
-            if self._peers.get((replica, rank)) not in known:
+            if replica not in here:
                 self._owed[replica, rank] = head, [tensor.clone() for tensor in tensors]
 
 

@@ -40,7 +40,7 @@ def test_buckets_are_launched_during_the_last_backward_alone(layers: list[nn.Lin
     gradients = gradients_of(layers)
     launched: list[Tensor] = []
     gradients.begin()
-    gradients.watch(launched.append)
+    gradients.watch(lambda bucket, key: launched.append(bucket))
     run(layers, torch.ones(1, 4, dtype=torch.float64))
     assert not launched
     gradients.final_pass()
@@ -53,7 +53,7 @@ def test_the_order_is_kept_when_a_parameter_has_no_use_or_a_share_is_empty(layer
     for used in (layers[:3], layers[1:], []):
         launched: list[int] = []
         gradients.begin()
-        gradients.watch(lambda bucket, launched=launched: launched.append(bucket.data_ptr()))
+        gradients.watch(lambda bucket, key, launched=launched: launched.append(bucket.data_ptr()))
         gradients.final_pass()
         if used:
             run(used, torch.ones(1, 4, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Training as a whole: failures that name their rank, signals, skipped steps, folders, the asynchronous server."""
+"""Training as a whole: failures that name their rank, signals, skipped steps, folders."""
 
 from __future__ import annotations
 
@@ -200,20 +200,3 @@ def test_the_largest_micro_batch_is_found(trainer: Trainer) -> None:
 def test_a_mistake_that_only_a_worker_can_see_is_the_users(trainer: Trainer) -> None:
     with pytest.raises(UserError, match=r"model.family"):
         trainer("out", model__family="nowhere.to.be:Found")
-
-
-def test_the_asynchronous_server_uses_each_sample_once_and_learns(trainer: Trainer) -> None:
-    result = trainer("out", layout__replicas=2, sync__strategy="server", train__duration="20 steps", train__evaluate_every="20 steps")
-    steps = steps_of(trainer.folder / "out")
-    assert covered(steps) == [list(range(8))] * 20
-    assert steps[-1].loss < steps[0].loss - 1.0
-    assert result.evaluated is not None
-    assert len(trainer.of("out", events.Evaluated)) == 1
-
-
-def test_the_asynchronous_server_stops_and_goes_on_with_nothing_twice(trainer: Trainer) -> None:
-    settings = {"layout__replicas": 2, "sync__strategy": "server", "train__duration": "30 steps"}
-    with pytest.raises(Interrupted):
-        trainer("out", SignalAt(7, signal.SIGTERM), **settings)
-    trainer("out", **settings)
-    assert covered(steps_of(trainer.folder / "out")) == [list(range(8))] * 30
