@@ -59,13 +59,14 @@ class PushPull:
             self._pull(verdict, replica)
 
     def enter(self, replica: Replica) -> None:
-        if not self._lines:
-            self._connect(replica)
+        """Lines are made when there is something to send."""
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
         self._work = work
         if replica.mesh.ranks > 1 and (verdict := self._behind(work, replica)) is not None:
             return self._turn_back(verdict)
+        if not self._lines:
+            self._connect(replica)
         if work.fill:
             self._fill(replica, work.era)
         return None

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 from plait import events
 
 
 class SignalAt:
-    """Sends a signal to a rank of a replica, or to this process, when an event of `kind` tells of `step`."""
+    """Sends a signal to a rank of a replica, or to this process, when an event of `kind` first tells of `step`."""
 
     def __init__(
         self,
@@ -24,12 +25,38 @@ class SignalAt:
         self._member = None if replica is None else (replica, rank)
         self._kind = kind
         self._pids: dict[tuple[int, int], int] = {}
+        self._struck = False
 
     def on(self, event: events.Event) -> None:
         if isinstance(event, events.Joined):
             self._pids[event.replica, event.rank] = event.pid
-        elif isinstance(event, self._kind) and event.step == self._step:
+        elif isinstance(event, self._kind) and event.step == self._step and not self._struck:
+            self._struck = True
             os.kill(os.getpid() if self._member is None else self._pids[self._member], self._number)
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class PauseAt(SignalAt):
+    """Stops a rank of a replica for some seconds when a step is recorded: a straggler, as sudden as they are."""
+
+    def __init__(self, step: int, seconds: float, replica: int, rank: int = 0) -> None:
+        super().__init__(step, signal.SIGSTOP, replica, rank=rank)
+        self._paused = replica, rank
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+
+    def on(self, event: events.Event) -> None:
+        pausing = not self._struck
+        super().on(event)
+        if self._struck and pausing:
+            self._timer = threading.Timer(self._seconds, self.close)
+            self._timer.start()
+
+    def close(self) -> None:
+        """Let it go on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            os.kill(self._pids[self._paused], signal.SIGCONT)
