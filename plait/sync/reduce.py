@@ -8,28 +8,30 @@ decoded: sums of encoded values would not fit what they are encoded in. A dense 
     member 2   a2 b2 c2   ─┘          └─►  c0 + c1 + c2 = C  ─┘          └─►  A B C
 
 A sparse one is gathered whole, as sums of sparse chunks are not sparse. Sums are taken in the members' order, and who encodes a sum
-decodes it as all others do: all hold the same bits.
+decodes it as all others do: all hold the same bits. While one bucket travels, the next is encoded:
+
+    bucket 0   encode  ~~~~~~  sum, encode         ~~~~~~  decode
+    bucket 1           encode  ~~~~~~  sum, encode         ~~~~~~  decode
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.distributed import ProcessGroup, Work
+from torch.distributed import ProcessGroup
 
 from plait.replica.transport import Pool
 from plait.sync.compress import BLOCK, Codec
+from plait.sync.exchange import Exchange, losses
 from plait.sync.feedback import Feedback
 from plait.sync.link import Link, Span, all_reduce_traffic
+from plait.sync.sender import Job, Sender, Steps
 from plait.sync.strategy import PeerLost
 
 
@@ -69,6 +71,8 @@ class Reducer:
         """Returns at once; nobody touches the bucket until `wait` has returned. key: the same on all replicas."""
         if bucket.numel():
             self._way.launch(bucket, key)
+        else:
+            self._feedback.encode(bucket, key, ())  # what it holds back is as empty
 
     def wait(self) -> None:
         """All launched buckets hold the sums. Raises PeerLost."""
@@ -108,8 +112,9 @@ class _Plain:
                 self._failure = error
 
     def wait(self) -> None:
-        for each in self._launched:
-            _await(each.work)
+        with losses():
+            for each in self._launched:
+                each.work.wait()
         if self._failure is not None:
             raise PeerLost(str(self._failure)) from self._failure
         if self._link:
@@ -162,7 +167,7 @@ class _Encoded:
         self._feedback = feedback
         self._exchange = Exchange(group, link)
         self._pool = Pool()
-        self._sender = _Sender()
+        self._sender = Sender()
         self._launched: list[Future[None]] = []
         self._unit = 0
         self.span = Span()
@@ -178,38 +183,31 @@ class _Encoded:
         self.span.clear()
 
     def launch(self, bucket: Tensor, key: int) -> None:
-        began = time.monotonic()
         reduce = self._gather_sparse if self._codec.feeds_back else self._sum_chunks
-
-        def act() -> None:
-            reduce(bucket, key)
-
-        def done() -> None:
-            self.span.add(began, time.monotonic())
-
-        self._launched.append(self._sender.submit(_Job(act, done, bucket.device)))
+        steps = reduce(bucket, key, tag=2 * len(self._launched))
+        self._launched.append(self._sender.submit(Job(steps, self.span, bucket.device)))
 
     def wait(self) -> None:
         for each in self._launched:
             each.result()
 
-    def _sum_chunks(self, bucket_N: Tensor, key: int) -> None:
+    def _sum_chunks(self, bucket_N: Tensor, key: int, tag: int) -> Steps:
         chunks = cut(bucket_N, self._size)
         own_C = chunks[self._rank]
         rows = [self._encode(chunk, key, member) if member != self._rank else _NOTHING for member, chunk in enumerate(chunks)]
         parts = [self._row(own_C) if member != self._rank else _NOTHING for member in range(self._size)]
-        self._exchange(rows, parts)
+        yield self._exchange(rows, parts, tag)
         self._add_up(parts, own_C)
         sums = [self._row(chunk) for chunk in chunks]
         sums[self._rank] = self._encode(own_C, key, self._rank)
-        self._exchange([sums[self._rank]] * self._size, sums)
+        yield self._exchange([sums[self._rank]] * self._size, sums, tag + 1)
         for row, chunk in zip(sums, chunks, strict=True):
             self._decode(row, chunk)
 
-    def _gather_sparse(self, bucket_N: Tensor, key: int) -> None:
+    def _gather_sparse(self, bucket_N: Tensor, key: int, tag: int) -> Steps:
         rows = [self._row(bucket_N) for _ in range(self._size)]
         rows[self._rank] = self._encode(bucket_N, key, self._rank)
-        self._exchange([rows[self._rank]] * self._size, rows)
+        yield self._exchange([rows[self._rank]] * self._size, rows, tag)
         bucket_N.zero_()
         values_N = torch.empty_like(bucket_N)
         for row in rows:
@@ -261,111 +259,3 @@ def cut(values_N: Tensor, members: int) -> list[Tensor]:
     """A chunk for each member, in whole blocks; the last ones are shorter, or empty."""
     length = -(-len(values_N) // (members * BLOCK)) * BLOCK
     return [values_N[member * length : (member + 1) * length] for member in range(members)]
-
-
-class Exchange:
-    """Rows of bytes from each member to each other. sent: bytes of those that this member sent."""
-
-    def __init__(self, group: ProcessGroup, link: Link | None) -> None:
-        self._group = group
-        self._link = link
-        self.sent = 0
-
-    def __call__(self, rows: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-        """rows: for each member; into: from each. What is for itself or from itself is left alone, and what is empty does not travel."""
-        size = sum(row.nbytes for member, row in enumerate(rows) if member != self._group.rank())
-        until = self._link.book(size) if self._link else 0.0
-        swap = swap_directly if all(row.device.type == "cpu" for row in rows) else swap_together
-        try:
-            swap(self._group, rows, into)
-        except RuntimeError as error:
-            raise PeerLost(str(error)) from error
-        if self._link:
-            self._link.hold(until)
-        self.sent += size
-
-
-def swap_directly(group: ProcessGroup, rows: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-    """A message for each row: through gloo a half to two thirds of what its all-to-all and its all-gather take."""
-    others = [member for member in range(group.size()) if member != group.rank()]
-    received = [group.recv([into[other]], other, 0) for other in others if into[other].numel()]
-    sent = [group.send([rows[other]], other, 0) for other in others if rows[other].numel()]
-    for work in (*received, *sent):
-        work.wait()
-
-
-def swap_together(group: ProcessGroup, rows: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-    """One all-to-all: what NCCL does best."""
-    others = [member for member in range(group.size()) if member != group.rank()]
-    sent, received = ([0 if member not in others else row.nbytes for member, row in enumerate(each)] for each in (rows, into))
-    device = rows[others[0]].device
-    came = torch.empty(sum(received), dtype=torch.uint8, device=device)
-    group.alltoall_base(came, torch.cat([rows[other] for other in others]), received, sent).wait()
-    for other, row in zip(others, came.split([received[other] for other in others]), strict=True):
-        into[other].copy_(row)
-
-
-class _Job(NamedTuple):
-    """act: on what is ready on the device when the job is submitted. done: called when its work on the device is done too."""
-
-    act: Callable[[], None]
-    done: Callable[[], None]
-    device: torch.device
-
-
-class _Sender:
-    """A thread for one job after the other, for as long as somebody holds this. After a job that failed none is done: its error
-    is theirs too."""
-
-    def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[tuple[_Job, torch.cuda.Event | None, Future[None]] | None] = queue.SimpleQueue()
-        self._running = False
-
-    def submit(self, job: _Job) -> Future[None]:
-        if not self._running:
-            self._running = True
-            # A daemon: a process that fails must be able to end while others keep this thread waiting.
-            threading.Thread(target=_work, args=(self._jobs,), name="plait-sender", daemon=True).start()
-            weakref.finalize(self, self._jobs.put, None)
-        future: Future[None] = Future()
-        ready = torch.cuda.current_stream(job.device).record_event() if job.device.type == "cuda" else None
-        self._jobs.put((job, ready, future))
-        return future
-
-
-def _work(jobs: queue.SimpleQueue[tuple[_Job, torch.cuda.Event | None, Future[None]] | None]) -> None:
-    failure: BaseException | None = None
-    streams: dict[torch.device, torch.cuda.Stream] = {}
-    while (taken := jobs.get()) is not None:
-        job, ready, future = taken
-        try:
-            if failure is not None:
-                raise failure
-            _do(job, ready, streams)
-        except BaseException as error:
-            failure = error
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-        del taken, job, future  # they hold whose end this thread waits for
-
-
-def _do(job: _Job, ready: torch.cuda.Event | None, streams: dict[torch.device, torch.cuda.Stream]) -> None:
-    if ready is None:
-        job.act()
-    else:
-        if job.device not in streams:
-            streams[job.device] = torch.cuda.Stream(job.device)
-        stream = streams[job.device]
-        with torch.cuda.stream(stream):
-            stream.wait_event(ready)
-            job.act()
-        stream.synchronize()
-    job.done()
-
-
-def _await(work: Work) -> None:
-    try:
-        work.wait()
-    except RuntimeError as error:
-        raise PeerLost(str(error)) from error
