@@ -66,7 +66,10 @@ def tiny(corpus: Path, prepared: Path, **changes: Any) -> spec.Run:
         *parents, last = dotted.split("__")
         for parent in parents:
             here = here.setdefault(parent, {})
-        here[last] = value
+        if value is None:
+            here.pop(last, None)
+        else:
+            here[last] = value
     return spec.parse(table)
 
 

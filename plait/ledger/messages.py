@@ -48,8 +48,8 @@ class Part:
 class Work:
     """A lease: this replica's part of one unit, in steps one after the other (one, but for a round).
 
-    unit: the lease's number. phase: of the run, by which replicas agree. era: the generation in which parameter servers were filled.
-    fill: this replica hands its state to them before anything else.
+    unit: the lease's number; numbers rise through a run, whatever they count. phase: of the run, by which replicas agree. era: the number
+    of what parameter servers were filled with. fill: this replica hands its state to them before anything else.
     """
 
     unit: int
@@ -115,9 +115,8 @@ class Verdict:
 
     grad_norm: global, before clipping. servers: where they listen, where that is news. version: of the parameters that they send, to be
     waited for. to_step: where a rollback leads.
-    evaluate: this replica's validation sequences, or None. save: a checkpoint is due, with `position` inside, from which a ledger goes
-    on. bucket_bytes: a new size for buckets, 0 for none. generation: of "begin" and
-    "rollback". work: the next lease; None ends the run. load: with a commit, that of the
+    evaluate: this replica's validation sequences, or None. save: a checkpoint is due; who writes it has its `position`, from which a ledger
+    goes on. bucket_bytes: a new size for buckets, 0 for none. work: the next lease; None ends the run. load: with a commit, that of the
     votes together.
     """
 
@@ -134,7 +133,6 @@ class Verdict:
     version: int | None = None
     servers: list[str] = field(default_factory=list)
     bucket_bytes: int = 0
-    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +160,7 @@ class Filled:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """A server forgets all it has, and waits for the state that a replica hands it. era: this generation."""
+    """A server forgets all it has, who its workers are too, and waits for the state that a replica hands it."""
 
     era: int
 
@@ -199,10 +197,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """A replica is gone: who said before `generation` that it is its rank, is no longer."""
+    """A replica is gone: who began before the number `before` as its rank, is no longer."""
 
     replica: int
-    generation: int
+    before: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ class Pieces:
         for step, entries in open_pieces.items():
             self._entries[int(step)] = [_entry(int(step), values) for values in entries]
         self._returned: list[Piece] = []
+        self._highest = committed
         self._fresh = self._to_do(committed, last)
         self._next: Piece | None = next(self._fresh, None)
 
@@ -65,14 +66,15 @@ class Pieces:
         if piece is None or piece.step > most:
             return None
         self._next = next(self._fresh, None)
+        self._highest = max(self._highest, piece.step)
         return piece
 
     def give_back(self, piece: Piece) -> None:
         heapq.heappush(self._returned, piece)
 
-    @property
-    def exhausted(self) -> bool:
-        return not self._returned and self._next is None
+    def begun(self, step: int) -> bool:
+        """Whether a piece of a step has been handed out."""
+        return self._highest >= step
 
     def count(self, entry: Entry) -> None:
         self._entries.setdefault(entry.piece.step, []).append(entry)

@@ -67,7 +67,7 @@ class Serving:
         self._rules = books.agreement
         self._stepwise = books.agreement.unit == "step"
         self.present = set(present)
-        self._era = books.generation
+        self._era = books.new_unit()
         self._filler = min(self.present)
         self._unfilled = {number for _, number in self._plan.serving}
         limit = self._plan.steps if books.agreement.until is None else books.last_step
@@ -82,12 +82,14 @@ class Serving:
         self._due = Due()
         self._handed = books.committed
         self._slowest: int | None = None
+        self._saver: int | None = None
+        """who was told to save the end of the run"""
+        self._entrusted: set[int] = set()
+        """who was given all that servers have, for the next phase"""
         self._done = False
 
     def start(self) -> tuple[dict[int, Work | None], Outbox]:
         """A lease for each replica, maybe of nothing; the first fills the servers with its state."""
-        if self._books.over:
-            return dict.fromkeys(self.present), []
         fill = self._to_servers(Fill(self._era))
         return {replica: self._lease(replica, replica == self._filler) for replica in sorted(self.present)}, fill
 
@@ -126,7 +128,7 @@ class Serving:
         version = None if self._done and unsaved is None else self._version
         hand = [] if version is None else self._to_servers(Hand(version, [replica], [replica] if unsaved else []))
         begin = Verdict(
-            0,
+            books.new_unit(),
             books.committed,
             "begin",
             0.0,
@@ -135,7 +137,6 @@ class Serving:
             work=work,
             version=version,
             servers=servers,
-            generation=books.generation,
         )
         return [*hand, *self._to(replica, begin)]
 
@@ -143,8 +144,9 @@ class Serving:
         """A replica is gone: its pieces go to others. None where servers cannot go on without it."""
         self.present.discard(replica)
         self._parked.pop(replica, None)
+        self._entrusted.discard(replica)
         self._idle = {unit: idle for unit, idle in self._idle.items() if idle[0] != replica}
-        outbox = self._to_servers(Forget(replica, self._books.generation))
+        outbox = self._to_servers(Forget(replica, self._books.new_unit()))
         for unit, push in list(self._out.items()):
             if push.replica == replica:
                 del self._out[unit]
@@ -175,11 +177,15 @@ class Serving:
         return Work(unit, books.generation, [Part(piece.step, [piece.span], whole)], books.phase, self._era, fill)
 
     def _take(self) -> Piece | None:
+        """The next piece. A step that was begun is ended, whether the phase is over or the run is to stop; as they come, on a stop what
+        is out is waited for."""
         books = self._books
-        if books.stopping and not self._stepwise:
+        if self._stepwise:
+            between_steps = not self._pieces.begun(books.committed + 1)
+            return None if between_steps and (books.turning or books.over) else self._pieces.take(books.committed + 1)
+        if books.stopping:
             return None
-        closing = books.turning or books.over
-        piece = self._pieces.take(books.committed + 1 if self._stepwise else self._handed if closing else self._plan.steps)
+        piece = self._pieces.take(self._handed if books.turning else self._plan.steps)
         if piece is not None:
             self._handed = max(self._handed, piece.step)
         return piece
@@ -257,28 +263,19 @@ class Serving:
             self._due |= due
             return self._to_servers(Apply(None, decision, grad_norm, lr, step, [], []))
         due, self._due = due | self._due, Due()
-        leaving = books.turning and not books.over and self._complete
-        whole = members if leaving else members[:1] if due.save else []
-        apply = self._to_servers(Apply(None, decision, grad_norm, lr, step, members, whole))
+        apply = self._to_servers(Apply(None, decision, grad_norm, lr, step, members, members[:1] if due.save else []))
         position = books.position(step) if due.save else None
+        if books.over:
+            self._saver = members[0]
         units = {replica: self._parked.pop(replica, 0) for replica in members}
         self._idle.clear()  # this answers those as well who are still to say that they have nothing
         evaluation = dict(zip(members, shares.deal(self._plan.evaluation_size, [1.0] * len(members)), strict=True)) if due.evaluate else {}
-        following: dict[int, Work | None]
-        following, besides = self._follow(members, leaving)
         tell: Outbox = []
         for replica in members:
             mine = position if replica == members[0] else None
-            tell += self._answer(replica, units[replica], decision, grad_norm, following[replica], step, evaluation.get(replica), mine)
-        return [*apply, *tell, *besides]
-
-    def _follow(self, members: list[int], leaving: bool) -> tuple[dict[int, Work | None], Outbox]:
-        if self._books.over:
-            self._done = True
-            return dict.fromkeys(members), []
-        if leaving:
-            return self._turn()
-        return {replica: self._lease(replica, fill=False) for replica in members}, []
+            work = self._lease(replica, fill=False)
+            tell += self._answer(replica, units[replica], decision, grad_norm, work, step, evaluation.get(replica), mine)
+        return [*apply, *tell]
 
     # --- as they come ----------------------------------------------------------------------------------------
 
@@ -359,36 +356,44 @@ class Serving:
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _end(self) -> Outbox:
-        """Once nothing is out and nobody works: the end of the phase, or of the run."""
-        if self._done or self._stepwise or self._out or not self.present or self.present != set(self._parked):
-            return []
+        """Once nothing is out and nobody works: the end of the phase, or of the run.
+
+        It comes in two turns. First whoever needs it gets all that servers have, with a lease of nothing; when it has answered that,
+        servers have done their work, and may be lost.
+        """
         books, members = self._books, sorted(self.present)
-        leaving = books.turning and not books.over
-        if not ((leaving and self._complete) or books.over):
+        if self._done or self._out or not members or self.present != set(self._parked):
             return []
-        self._done = True
-        due, self._due = self._due | Due(save=books.stopping), Due()
-        hand = self._to_servers(Hand(self._version, members if leaving else members[:1], members if leaving else members[:1]))
-        position = books.position(books.committed, self._pieces.position()) if due.save else None
+        if books.over:
+            return self._finish() if self._saver in self.present else self._entrust(members[:1])
+        if books.turning and self._complete:
+            return self._finish() if self._entrusted >= self.present else self._entrust(members)
+        return []
+
+    def _entrust(self, members: list[int]) -> Outbox:
+        """All that servers have goes to these."""
+        books = self._books
+        due, self._due = self._due, Due()
+        saves = due.save or books.over
+        self._saver, self._entrusted = members[0] if books.over else None, set(members)
+        outbox = self._to_servers(Hand(self._version, members, members))
         evaluate = [[0, self._plan.evaluation_size]] if due.evaluate else None
-        units = dict(self._parked)
-        self._parked.clear()
-        following, besides = self._follow(members, leaving)
-        outbox: Outbox = [*hand]
         for replica in members:
             first = replica == members[0]
-            version = self._version if leaving or first else None
+            position = books.position(books.committed, self._pieces.position()) if saves and first else None
+            work = self._lease(replica, fill=False)
             outbox += self._answer(
-                replica,
-                units[replica],
-                "counted",
-                0.0,
-                following[replica],
-                version,
-                evaluate if first else None,
-                position if first else None,
+                replica, self._parked.pop(replica), "counted", 0.0, work, self._version, evaluate if first else None, position
             )
-        return [*outbox, *besides]
+        return outbox
+
+    def _finish(self) -> Outbox:
+        self._done = True
+        units = dict(self._parked)
+        self._parked.clear()
+        following, besides = (dict.fromkeys(units), []) if self._books.over else self._turn()
+        tell = [each for replica, unit in sorted(units.items()) for each in self._answer(replica, unit, "counted", 0.0, following[replica])]
+        return [*tell, *besides]
 
     @property
     def _complete(self) -> bool:
@@ -442,7 +447,7 @@ def rolled_back(books: Books, ranks: int, following: dict[int, Work | None], bes
     tell: Outbox = [
         (
             (replica, rank),
-            Verdict(0, books.committed, "rollback", 0.0, books.committed, work=work, servers=servers or [], generation=books.generation),
+            Verdict(0, books.committed, "rollback", 0.0, books.committed, work=work, servers=servers or []),
         )
         for replica, work in following.items()
         for rank in range(ranks)

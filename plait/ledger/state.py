@@ -182,9 +182,7 @@ class Ledger:
         begin: Outbox = [
             (
                 member,
-                Verdict(
-                    0, books.committed, "begin", 0.0, work=following.get(member[0]), servers=self._addresses, generation=books.generation
-                ),
+                Verdict(0, books.committed, "begin", 0.0, work=following.get(member[0]), servers=self._addresses),
             )
             for member in plan.workers
         ]
@@ -288,8 +286,13 @@ class Ledger:
         self._record(events.Lost(self._clock(), *server, why))
         self._gone.add(server)
         self._wanted.append(server)
-        serving = isinstance(self._course, Serving)
-        return self._hold_up(f"{name(server)} was lost: {why}") if serving and not self._held_up else []
+        if not isinstance(self._course, Serving) or self._held_up:
+            return []
+        if self._course.done and self._books.unsaved is None:
+            self._wanted.remove(server)
+            self._left.add(server)
+            return self._after_leaving()
+        return self._hold_up(f"{name(server)} was lost: {why}")
 
     def _hold_up(self, why: str) -> Outbox:
         """Nothing goes on until all servers are there; then all begin again from the last cut."""
@@ -302,7 +305,15 @@ class Ledger:
         books.generation += 1
         self._measuring.clear()
         self._measured.clear()
+        self._call_back()
         return self._begin_again()
+
+    def _call_back(self) -> None:
+        """Those that have left are needed again."""
+        for member in sorted(self._left):
+            self._left.discard(member)
+            self._gone.add(member)
+            self._wanted.append(member)
 
     def _begin_again(self) -> Outbox:
         """From the last cut, once all servers and a replica are there."""

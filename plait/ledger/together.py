@@ -98,7 +98,7 @@ class Together:
                         to_step,
                         evaluation[replica] if evaluation else None,
                         due.save,
-                        position,
+                        position if replica == 0 else None,
                         following[replica],
                         load,
                         bucket_bytes=resize,

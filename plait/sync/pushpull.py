@@ -44,7 +44,6 @@ class PushPull:
         self._member = member
         self._feedback = Feedback(codec, seed)
         self._link = link
-        self._generation = 0
         self._addresses: list[str] = []
         self._lines: list[Line] = []
         self._held: list[list[int]] = []
@@ -53,9 +52,9 @@ class PushPull:
         self._before = 0
 
     def join(self, verdict: Verdict, replica: Replica) -> None:
-        self._addresses, self._generation = verdict.servers, verdict.generation
+        self._addresses = verdict.servers
         if verdict.version is not None:
-            self._connect(replica)
+            self._connect(replica, verdict.unit)
             self._pull(verdict, replica)
 
     def enter(self, replica: Replica) -> None:
@@ -66,7 +65,7 @@ class PushPull:
         if replica.mesh.ranks > 1 and (verdict := self._behind(work, replica)) is not None:
             return self._turn_back(verdict)
         if not self._lines:
-            self._connect(replica)
+            self._connect(replica, work.unit)
         if work.fill:
             self._fill(replica, work.era)
         return None
@@ -114,19 +113,19 @@ class PushPull:
 
     # --- lines -------------------------------------------------------------------------------------------------
 
-    def _connect(self, replica: Replica) -> None:
+    def _connect(self, replica: Replica, since: int) -> None:
         replica_number, rank = self._member
         sizes = [bucket.numel() for bucket in replica.gradients.buckets]
         self._held = spread(sizes, len(self._addresses))
         name = f"{replica_number}.{rank}.{os.getpid()}.{next(_attempts)}"
         self._lines = [Line(address, self._secret, name, self._link) for address in self._addresses]
         for line in self._lines:
-            line.send({"kind": "here", "replica": replica_number, "rank": rank, "generation": self._generation})
+            line.send({"kind": "here", "replica": replica_number, "rank": rank, "since": since})
         self._before = 0
 
     def _turn_back(self, verdict: Verdict) -> Verdict:
         """Servers begin anew, and maybe elsewhere."""
-        self._addresses, self._generation = verdict.servers or self._addresses, verdict.generation
+        self._addresses = verdict.servers or self._addresses
         self._feedback.keep(False)
         self._hang_up()
         return verdict

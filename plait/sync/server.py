@@ -56,7 +56,7 @@ class Server:
         """by unit and rank"""
         self._summing: int | None = None
         self._peers: dict[tuple[int, int], tuple[int, str]] = {}
-        """by replica and rank: since which generation, and the name at the listener"""
+        """by replica and rank: since which number, and the name at the listener"""
         self._owed: dict[tuple[int, int], tuple[dict[str, Any], list[Tensor]]] = {}
 
     def serve(self) -> None:
@@ -90,7 +90,7 @@ class Server:
         head = message.head
         match head["kind"]:
             case "here":
-                self._greet((int(head["replica"]), int(head["rank"])), int(head["generation"]), message.peer)
+                self._greet((int(head["replica"]), int(head["rank"])), int(head["since"]), message.peer)
             case "fill" | "push" if head["era"] < self._era:
                 message.release()
             case "fill" if head["era"] == self._era:
@@ -102,8 +102,8 @@ class Server:
             case _:
                 raise ValueError(f"a message of kind {head['kind']!r}")
 
-    def _greet(self, member: tuple[int, int], generation: int, peer: str) -> None:
-        self._peers[member] = generation, peer
+    def _greet(self, member: tuple[int, int], since: int, peer: str) -> None:
+        self._peers[member] = since, peer
         if member in self._owed:
             self._listener.send(peer, *self._owed.pop(member))
 
@@ -148,8 +148,8 @@ class Server:
                     self._forget(unit)
                 case Hand(version, to, whole):
                     self._hand(version, to, whole)
-                case Forget(replica, generation):
-                    self._forget_peers(generation, replica)
+                case Forget(replica, before):
+                    self._forget_peers(before, replica)
 
     def _begin_again(self, era: int) -> None:
         self._era = era

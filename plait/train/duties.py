@@ -66,8 +66,9 @@ class Duties:
         self._tell_facts()
 
     def _save(self, verdict: Verdict) -> None:
+        """All that are told to give what they have; who has the position, writes."""
         state = self._sync.state(self._replica)
-        if self._checkpoints is not None:
+        if self._checkpoints is not None and verdict.position is not None:
             self._checkpoints.save(verdict.step, self._replica.state() | state, {**self._about, "position": verdict.position})
 
     def _roll_back(self, step: int) -> None:

@@ -19,6 +19,7 @@ from plait.replica.schedule import rate
 
 def local_steps(run: spec.Run) -> list[float]:
     """The mean loss of each step: of every replica's share at that replica's own parameters."""
+    torch.set_num_threads(1)
     prepared = prepare(run.data)
     batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
     shared = build(run.model, prepared.vocabulary, run.data.sequence, run.train.seed, dtype=torch.float64)
@@ -39,7 +40,7 @@ def local_steps(run: spec.Run) -> list[float]:
             for group in optimizer.param_groups:
                 group["lr"] = rate(run.train.schedule, run.train.optimizer.lr, step, batches.steps, 3, 1)
             optimizer.step()
-            total += float(loss)
+            total += float(loss.detach())
         losses.append(total / batches.targets(step))
         if step % every == 0 or step == batches.steps:
             _outer_step(run, shared, replicas, [weight / sum(weights) for weight in weights], momentum)

@@ -232,14 +232,22 @@ def test_every_strategy_hands_over_to_every_other_and_resumes_in_any(curve: Trai
 # --- what is sent ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compress", ["bf16", "fp16", "int8", "topk"])
+@pytest.mark.parametrize("compress", ["bf16", "fp16", "int8"])
 def test_compression_trains_and_sends_less(curve: Trainer, compress: str) -> None:
     settings = {"layout__replicas": 2, "train__precision": "fp32"}
     plain = curve("plain", **settings)
     packed = curve("packed", sync__compress=compress, **settings)
-    share = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27, "topk": 0.1}[compress]
+    share = {"bf16": 0.51, "fp16": 0.51, "int8": 0.27}[compress]
     assert sum(packed[-1].sent.values()) <= share * sum(plain[-1].sent.values())
-    assert packed[-1].loss == pytest.approx(plain[-1].loss, abs=0.5 if compress == "topk" else 0.02)
+    assert packed[-1].loss == pytest.approx(plain[-1].loss, abs=0.02)
+
+
+def test_the_largest_values_alone_train_too_and_the_rest_is_not_lost(curve: Trainer) -> None:
+    settings = {"layout__replicas": 2, "sync__compress": "topk", "sync__top_k": 0.05, "train__duration": "40 steps"}
+    steps = curve("out", **settings)
+    plain = curve("plain", **{**settings, "sync__compress": "none", "sync__top_k": None})
+    assert sum(steps[-1].sent.values()) <= 0.16 * sum(plain[-1].sent.values())
+    assert steps[-1].loss < plain[20].loss
 
 
 def test_compressed_replicas_that_are_spread_stay_alike(curve: Trainer) -> None:
