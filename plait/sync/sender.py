@@ -116,10 +116,13 @@ def _advance(jobs: _Jobs, under_way: deque[_Progress]) -> bool:
 
 
 def _refuse(jobs: _Jobs, under_way: deque[_Progress], error: BaseException) -> None:
-    """These jobs and all that come."""
+    """These jobs and all that come.
+
+    What they had begun to send or receive is not let go: gloo would stop reading where something comes for memory that is gone, and
+    never see that a member has ended.
+    """
     for each in under_way:
         each.future.set_exception(error)
-    under_way.clear()
     while (late := jobs.get()) is not None:
         late.future.set_exception(error)
 
