@@ -20,6 +20,7 @@ from plait import spec
 from plait.cluster import worker
 from plait.cluster.config import Config, Site
 from plait.cluster.environment import World
+from plait.ledger.messages import SERVING
 from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
 from plait.sync.group import local_store, network_store
@@ -87,11 +88,13 @@ def lead(meeting: Meeting, site: Site, ledger: Ledger) -> None:
 
 
 def follow(meeting: Meeting, heard: dict[str, Any]) -> None:
-    """Any other rank: do what rank 0 announced."""
+    """Any other rank: do what rank 0 announced. The last processes are parameter servers, where there are some."""
     config = Config(**heard["config"])
-    ranks = spec.parse(config.run).layout.ranks
-    config = replace(config, member=divmod(meeting.world.rank, ranks), local_rank=meeting.world.local_rank)
-    worker.main(asdict(config))
+    world, layout = meeting.world, spec.parse(config.run).layout
+    beyond = world.rank - layout.workers
+    member = divmod(world.rank, layout.ranks) if beyond < 0 else (SERVING, beyond)
+    listen = "tcp://127.0.0.1:*" if config.one_host else "tcp://0.0.0.0:*"
+    worker.main(asdict(replace(config, member=member, local_rank=world.local_rank, listen="" if beyond < 0 else listen)))
 
 
 def _config(meeting: Meeting, site: Site, server: LedgerServer) -> Config:

@@ -28,7 +28,7 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
         nonfinite_limit=run.train.nonfinite_limit,
         agreements=tuple(_agreement(run, each, batches) for each in run.sync.agreements),
-        servers=(run.sync.servers or 1) if run.sync.serves else 0,
+        servers=run.sync.processes,
         bucket_bytes=run.sync.bucket_bytes if run.sync.bucket_mib == "auto" else 0,
         version=__version__,
         flops_per_token=_flops_per_token(run, prepared),

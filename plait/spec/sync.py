@@ -150,6 +150,11 @@ class Sync(Agreement):
         return any(agreement.strategy == "server" for agreement in self.agreements)
 
     @property
+    def processes(self) -> int:
+        """Parameter servers, in all phases."""
+        return (self.servers or 1) if self.serves else 0
+
+    @property
     def bucket_bytes(self) -> int:
         """To begin with."""
         return int((8.0 if self.bucket_mib == "auto" else self.bucket_mib) * 2**20)

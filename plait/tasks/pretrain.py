@@ -136,12 +136,11 @@ def _laid_out(run: spec.Run, prepared: Prepared, world: World | None, quiet: boo
 
 
 def _check_world(world: World, run: spec.Run) -> None:
-    layout = run.layout
-    if layout.workers != world.size and not layout.auto:
+    layout, servers = run.layout, run.sync.processes
+    if layout.workers + servers != world.size and not layout.auto:
         wanted = f"layout.replicas = {layout.replicas}" + (f" of {layout.ranks} ranks each" if layout.ranks > 1 else "")
+        wanted += f" and sync.servers = {servers}" if servers else ""
         raise RunFileError(f"{wanted}, but {world.launcher} started {world.size} processes; make them equal")
-    if run.sync.strategy == "server":
-        raise RunFileError(f'sync.strategy = "server" is not built for {world.launcher} yet; start plait plainly, or use "allreduce"')
 
 
 def _raise_outcome(exit_code: int) -> None:

@@ -75,6 +75,16 @@ def test_under_torchrun_processes_are_ranks_of_a_spread_replica(run: spec.Run, r
     assert grad_norm <= 1e-7
 
 
+def test_under_torchrun_the_last_process_is_a_parameter_server(run: spec.Run, run_file: Path, tmp_path: Path, nursery: Nursery) -> None:
+    process = start([*TORCHRUN, "train", str(run_file), "layout.replicas=1", "sync.strategy=server", "--out", str(tmp_path / "torchrun")])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    train(run, tmp_path / "local", nursery=nursery)
+    loss, grad_norm = differences(steps_of(tmp_path / "local"), steps_of(tmp_path / "torchrun"))
+    assert loss <= 1e-9
+    assert grad_norm <= 1e-7
+
+
 def test_torchrun_with_another_number_of_processes_is_refused_by_all(run_file: Path, tmp_path: Path) -> None:
     process = start([*TORCHRUN, "train", str(run_file), "layout.replicas=3", "--out", str(tmp_path / "out")])
     output, _ = process.communicate(timeout=120)
