@@ -30,7 +30,7 @@ SMALL = 2**15
 """Bytes: less than these are not worth two messages about shared memory."""
 WINDOW = 8
 """Segments that one holder may have; what it is sent beyond them goes by frames."""
-MOST_JSON = 2**20
+MOST_JSON = 2**22
 MOST_TENSORS = 2**14
 MOST_DIMS = 16
 MOST_ELEMENTS = 2**48
@@ -59,10 +59,13 @@ class Packer:
         envelope: dict[str, Any] = {"kind": "message", "head": head}
         if not tensors:
             return [envelope_of(envelope)]
+        if len(tensors) > MOST_TENSORS:
+            raise ValueError(f"{len(tensors)} tensors in a message; the most is {MOST_TENSORS}")
         envelope["tensors"] = [[_name(tensor), list(tensor.shape)] for tensor in tensors]
         if not holders:
+            described = envelope_of(envelope)
             bytes_N = self._pool.take([_end(tensors)], torch.uint8, CPU)
-            return [envelope_of(envelope), *(part_N.numpy() for part_N in _fill(bytes_N, tensors))]
+            return [described, *(part_N.numpy() for part_N in _fill(bytes_N, tensors))]
         segment = self.segments.take(_end(tensors), holders)
         _fill(segment.bytes_N, tensors)
         envelope |= {"segment": _named(segment), "segments": self.segments.numbers}
@@ -74,7 +77,11 @@ def nbytes(tensors: Sequence[Tensor]) -> int:
 
 
 def envelope_of(envelope: dict[str, Any]) -> bytes:
-    return json.dumps(envelope, separators=(",", ":")).encode()
+    """Raises ValueError where it would be turned away for its length."""
+    encoded = json.dumps(envelope, separators=(",", ":")).encode()
+    if len(encoded) > MOST_JSON:
+        raise ValueError(f"a head of {len(encoded)} bytes; the most is {MOST_JSON}")
+    return encoded
 
 
 def open_envelope(frame: Any) -> dict[str, Any]:
