@@ -110,7 +110,6 @@ class HalfFloat(_Sized):
         _, exponent = torch.frexp(largest)
         # Above 2^126 the inverse of a scale would not be a normal number in fp32.
         scale = torch.ldexp(torch.ones_like(largest), (exponent - 15).clamp_(min=-126 + 15))
-        scale = torch.where(largest.isfinite(), scale, torch.nan)
         return [scale.view(1), (values_N / scale).to(torch.float16)]
 
     def decode(self, payload: Sequence[Tensor], out_N: Tensor) -> None:

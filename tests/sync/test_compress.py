@@ -98,6 +98,14 @@ def test_int8_is_right_on_average(length: int, dtype: torch.dtype, power: int, s
     assert ((mean_N - values_N).abs() <= 6 * deviation_N).all()
 
 
+@pytest.mark.parametrize("fraction", [0.003, 0.3, 0.5, 0.997])
+def test_int8_moves_an_average_by_less_than_a_hundredth_of_a_step(fraction: float) -> None:
+    values_BK = torch.full((2**10, BLOCK), fraction)
+    values_BK[:, 0] = 127.0  # steps of 1
+    sent_BK = sent(codec_of("int8"), values_BK.view(-1)).view(-1, BLOCK)
+    assert abs(float(sent_BK[:, 1:].mean()) - fraction) < 0.01  # ten times its standard deviation
+
+
 def test_whole_steps_are_never_moved() -> None:
     values_N = torch.arange(-127.0, 128.0)
     for key in range(50):
