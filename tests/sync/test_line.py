@@ -11,7 +11,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ def test_tensors_arrive_bit_for_bit_both_ways(ends: tuple[Listener, Line], tenso
     server, worker = ends
     worker.send({"push": 1}, tensors)
     pushed = receive(server)
+    assert all(came.data_ptr() % came.element_size() == 0 for came in pushed.tensors)
     assert (pushed.peer, pushed.head, bits(pushed.tensors)) == ("0.0.1", {"push": 1}, bits(tensors))
     server.send("0.0.1", {"pull": [1.5]}, pushed.tensors)
     pushed.release()
@@ -346,12 +347,11 @@ def test_a_server_that_all_can_reach_needs_a_secret() -> None:
 
 def test_a_wrong_secret_is_told_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     with listening(address="tcp://127.0.0.1:*") as server, caplog.at_level(logging.WARNING, "plait"):
-        worker = Line(server.address, "a guess", "w")
-        with pytest.raises(PlaitError, match="the parameter server turned this worker away: a wrong secret"):
-            worker.receive(PATIENCE)
-        with pytest.raises(PlaitError, match="a wrong secret"):
-            worker.send({})
-        worker.close()
+        with closing(Line(server.address, "a guess", "w")) as worker:
+            with pytest.raises(PlaitError, match="the parameter server turned this worker away: a wrong secret"):
+                worker.receive(PATIENCE)
+            with pytest.raises(PlaitError, match="a wrong secret"):
+                worker.send({})
         assert server.refused == 1
         assert server.receive() == []
     assert [record.getMessage() for record in caplog.records] == ["the parameter server turned away a stranger (127.0.0.1): a wrong secret"]
@@ -369,19 +369,20 @@ def test_another_version_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
         with monkeypatch.context() as patch:
             patch.setattr(plait, "__version__", "0.0.9")
             worker = Line(server.address, SECRET, "w")
-        until_refused(server, 1)
-        with pytest.raises(PlaitError, match=re.escape(f"turned this worker away: the server runs plait {plait.__version__}, protocol 1")):
-            worker.receive(PATIENCE)
-        worker.close()
+        with closing(worker):
+            until_refused(server, 1)
+            with pytest.raises(
+                PlaitError, match=f"turned this worker away: the server runs plait {re.escape(plait.__version__)}, protocol 1"
+            ):
+                worker.receive(PATIENCE)
 
 
 def test_a_name_is_taken_once_and_free_when_forgotten() -> None:
     with listening() as server, calling(server, "w"):
-        second = Line(server.address, SECRET, "w")
-        until_refused(server, 1)
-        with pytest.raises(PlaitError, match="the name w is taken: who comes back takes a new one"):
-            second.receive(PATIENCE)
-        second.close()
+        with closing(Line(server.address, SECRET, "w")) as second:
+            until_refused(server, 1)
+            with pytest.raises(PlaitError, match="the name w is taken: who comes back takes a new one"):
+                second.receive(PATIENCE)
         server.forget("w")
         with calling(server, "w") as third:
             assert third.shares
@@ -442,8 +443,17 @@ def _fd_of(what: str, folder: str) -> int:
     return fd
 
 
-@pytest.mark.parametrize("what", ["a file", "a pipe", "memory that can be cut off", "nothing", "too little"])
-def test_only_sealed_memory_of_enough_size_is_mapped(what: str, tmp_path: Path) -> None:
+UNSHARED = {
+    "a file": "something else",
+    "a pipe": "something else",
+    "memory that can be cut off": "not sealed",
+    "nothing": "cannot be seen",
+    "too little": "in a segment of 4096",
+}
+
+
+@pytest.mark.parametrize(("what", "why"), UNSHARED.items(), ids=list(UNSHARED))
+def test_only_sealed_memory_of_enough_size_is_mapped(what: str, why: str, tmp_path: Path) -> None:
     segment = memory.Segment(4096)
     fd = {"nothing": 10**6, "too little": segment.fd}.get(what) or _fd_of(what, str(tmp_path))
     proof = memory.proof()
@@ -452,6 +462,8 @@ def test_only_sealed_memory_of_enough_size_is_mapped(what: str, tmp_path: Path) 
         evil.hello("evil", memory=proof.offer())
         evil.send(evil.token, {"kind": "message", "head": {}, "tensors": [["int8", [4097]]], "segment": [1, fd], "segments": [1]})
         until_refused(server, 1)
+        assert evil.heard()["kind"] == "welcome"
+        assert why in evil.heard()["why"]
     if what not in ("nothing", "too little"):
         os.close(fd)
 
@@ -500,6 +512,8 @@ def test_a_worker_killed_in_mid_push_leaves_the_server_serving_and_no_memory(tra
             assert torch.equal(message.tensors[0], torch.ones(BIG))
             message.release()
         del message
+        server.send("0.0.1", {}, [torch.ones(BIG)])
+        assert server._packer.segments.held("0.0.1") == (transport == "memory")
         nursery.signal("pusher", signal.SIGKILL)
         while not any("ended" in message for message in nursery.messages()):
             assert select.select([nursery], [], [], PATIENCE)[0]
@@ -508,7 +522,8 @@ def test_a_worker_killed_in_mid_push_leaves_the_server_serving_and_no_memory(tra
         with calling(server, "0.0.2") as again:
             again.send({}, [torch.full((1000,), 2.0)])
             assert receive_from(server, "0.0.2").tensors[0].sum() == 2000
-            assert _mapped() == 0
+            assert server._packer.segments.held("0.0.1") == 0
+            assert _mapped() == (transport == "memory")  # the server's own, for the next
     assert set(os.listdir("/dev/shm")) == before
 
 
