@@ -10,7 +10,7 @@ gradients are partial sums over axes of the mesh come last: they are summed ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 from zlib import crc32
 
@@ -40,6 +40,7 @@ class Gradients:
         self._final_pass = False
         self._launched = 0
         self._launch: Launch | None = None
+        self._owed: dict[str, Tensor] = {}
         self.resize(bucket_bytes)
 
     def resize(self, bucket_bytes: int) -> None:
@@ -64,12 +65,20 @@ class Gradients:
         return [kind.counted for kind in self._kinds]
 
     def begin(self) -> None:
-        """A new unit: zero everything."""
+        """A new unit: zero everything, but for what is owed."""
         for bucket in self.buckets:
             bucket.zero_()
+        for leaf in self._leaves:
+            if leaf.path in self._owed and leaf.parameter.grad is not None:
+                leaf.parameter.grad += self._owed[leaf.path]
+        self._owed = {}
         self._missing = list(self._sizes)
         self._launched = 0
         self._final_pass = False
+
+    def owe(self, gradients: Mapping[str, Tensor]) -> None:
+        """By path: added to those of the next unit."""
+        self._owed = dict(gradients)
 
     def watch(self, launch: Launch | None) -> None:
         """From now on; None: nobody is told."""

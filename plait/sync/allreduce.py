@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 from plait.ledger.messages import Part, Verdict, Work
 from plait.replica.replica import Replica
-from plait.sync.deal import ByReplica, resize_buckets
+from plait.sync.deal import ByReplica, by_path, resize_buckets
 from plait.sync.reduce import Reducer
 from plait.sync.strategy import Rate, Report, State, Traffic, Votes
 
@@ -32,8 +32,10 @@ class AllReduce:
     def join(self, verdict: Verdict, replica: Replica) -> None:
         """Nothing comes with it: replicas began alike."""
 
-    def enter(self, replica: Replica) -> None:
+    def enter(self, replica: Replica, owed: State) -> None:
+        replica.gradients.owe(owed)
         if self._reducer is not None:
+            self._reducer.residuals = {}
             replica.gradients.watch(self._reducer.launch)
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
@@ -60,8 +62,9 @@ class AllReduce:
             replica.apply(verdict.grad_norm, self._rate(work.step), verdict.load)
         return verdict
 
-    def leave(self, replica: Replica) -> None:
+    def leave(self, replica: Replica) -> State:
         replica.gradients.watch(None)
+        return {} if self._reducer is None else by_path(replica, self._reducer.residuals)
 
     def state(self, replica: Replica) -> State:
         return {} if self._peers is None else self._peers.residuals(replica, self._reducer)

@@ -9,7 +9,7 @@ they hold back is owed to the sum of gradients; and optimizer state is the mean 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -27,7 +27,14 @@ class ByReplica:
     """This is replica `number` of those in `group`."""
 
     def __init__(self, group: ProcessGroup, number: int, replicas: int) -> None:
-        self._group, self._number, self._replicas = group, number, replicas
+        self._group, self._number = group, number
+        self.replicas = replicas
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Over all replicas, as it is."""
+        total = value.clone()
+        _wait(self._group.allreduce([total]))
+        return total
 
     # --- optimizer state ---------------------------------------------------------------------------------------
 
@@ -37,7 +44,7 @@ class ByReplica:
 
     def optimizers_to_load(self, replica: Replica, names: Collection[str]) -> State:
         replicas = _replicas(names, "optimizer")
-        wanted = {self._number} if replicas == self._replicas else set(range(replicas))
+        wanted = {self._number} if replicas == self.replicas else set(range(replicas))
         return {
             f"sync.{number}.optimizer.{name}": placed(torch.zeros_like(value), _part(replica, name))
             for number in sorted(wanted - {0})
@@ -60,20 +67,17 @@ class ByReplica:
         """The same for all replicas again: the mean of what they have."""
         values = [value for value in _optimizer(replica).values() if value.is_floating_point()]
         for value in values:
-            there = value.to(replica.device, copy=True)
-            _wait(self._group.allreduce([there]))
-            value.copy_(there / self._replicas)
+            value.copy_(self.sum(value.to(replica.device)) / self.replicas)
 
     # --- residuals -----------------------------------------------------------------------------------------------
 
     def residuals(self, replica: Replica, reducer: Reducer | None) -> State:
-        if reducer is None or not reducer.residuals:
-            return {}
-        return self._gather({f"residual.{path}": value for path, value in _by_path(replica, reducer.residuals)}, replica)
+        held = {} if reducer is None else by_path(replica, reducer.residuals)
+        return self._gather({f"residual.{path}": value for path, value in held.items()}, replica)
 
     def residuals_to_load(self, replica: Replica, names: Collection[str]) -> State:
         replicas = _replicas(names, "residual")
-        wanted = [self._number] if replicas == self._replicas else range(replicas)
+        wanted = [self._number] if replicas == self.replicas else range(replicas)
         return {
             f"sync.{number}.residual.{path}": placed(torch.zeros_like(parameter), _part(replica, path))
             for number in wanted
@@ -84,7 +88,7 @@ class ByReplica:
         numbers = sorted({int(name.split(".")[1]) for name in state if ".residual." in name})
         if reducer is None or not numbers:
             return
-        share = 1.0 if numbers == [self._number] else 1.0 / self._replicas
+        share = 1.0 if numbers == [self._number] else 1.0 / self.replicas
         total = {
             path: share * sum(local_values(state[f"sync.{number}.residual.{path}"]) for number in numbers) for path in replica.parameters
         }
@@ -95,7 +99,7 @@ class ByReplica:
     def _gather(self, own: dict[str, Tensor], replica: Replica, first: int = 0) -> State:
         """On the first replica, all replicas' values from the `first` on; elsewhere nothing, once they are sent."""
         gathered: State = {}
-        for number in range(first, self._replicas):
+        for number in range(first, self.replicas):
             for name, value in own.items():
                 if number == self._number == 0:
                     gathered[f"sync.0.{name}"] = placed(value, _part(replica, name.partition(".")[2]))
@@ -118,18 +122,20 @@ def by_bucket(replica: Replica, values: dict[str, Tensor]) -> dict[int, Tensor]:
 
 def resize_buckets(replica: Replica, reducer: Reducer | None, bucket_bytes: int) -> None:
     """Between two units; what compression holds back moves along."""
-    held = dict(_by_path(replica, reducer.residuals)) if reducer is not None and reducer.residuals else {}
+    held = {} if reducer is None else by_path(replica, reducer.residuals)
     replica.gradients.resize(bucket_bytes)
     if reducer is not None and held:
         reducer.residuals = by_bucket(replica, held)
 
 
-def _by_path(replica: Replica, residuals: dict[int, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    gradients = replica.gradients
-    for key, paths in zip(gradients.keys, gradients.paths, strict=True):
+def by_path(replica: Replica, residuals: dict[int, Tensor]) -> dict[str, Tensor]:
+    """Views of what is laid out as buckets are, by the parameters' paths; of nothing, nothing."""
+    gradients, values = replica.gradients, {}
+    for key, paths in zip(gradients.keys, gradients.paths, strict=True) if residuals else ():
         sizes = [replica.parameters[path].numel() for path in paths]
         for path, piece in zip(paths, residuals[key].split(sizes), strict=True):
-            yield path, piece.view_as(replica.parameters[path])
+            values[path] = piece.view_as(replica.parameters[path])
+    return values
 
 
 def _optimizer(replica: Replica) -> dict[str, Tensor]:

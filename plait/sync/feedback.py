@@ -25,11 +25,6 @@ class Feedback:
         self.residuals: dict[int, Tensor] = {}
         self._staged: dict[int, Tensor] = {}
 
-    @property
-    def name(self) -> str:
-        """Of the codec, as run files have it."""
-        return "none" if self.codec is None else self.codec.name
-
     def encode(self, values_N: Tensor, key: int, unit: tuple[int, ...]) -> list[Tensor]:
         """The payload of a bucket. unit: what is sent of it, so that no rounding is like another."""
         if self.codec is None:

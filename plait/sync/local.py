@@ -29,7 +29,7 @@ from torch import Tensor
 from plait.ledger.messages import Part, Verdict, Work
 from plait.replica.placed import placed
 from plait.replica.replica import Replica
-from plait.sync.deal import ByReplica, resize_buckets
+from plait.sync.deal import ByReplica, by_path, resize_buckets
 from plait.sync.reduce import Reducer
 from plait.sync.strategy import Rate, Report, State, Targets, Traffic, Votes
 
@@ -49,7 +49,12 @@ class LocalSteps:
     def join(self, verdict: Verdict, replica: Replica) -> None:
         """Nothing comes with it: replicas began alike."""
 
-    def enter(self, replica: Replica) -> None:
+    def enter(self, replica: Replica, owed: State) -> None:
+        """What is owed was this replica's share of a sum; here gradients are its own means."""
+        replicas = 1 if self._peers is None else self._peers.replicas
+        replica.gradients.owe({path: replicas * value for path, value in owed.items()})
+        if self._reducer is not None:
+            self._reducer.residuals = {}
         parameters = list(replica.parameters.values())
         self._outer = torch.optim.SGD(parameters, lr=self._outer_lr, momentum=self._momentum, nesterov=self._momentum > 0)
         if self._momentum:
@@ -82,10 +87,16 @@ class LocalSteps:
             self._step_outside(replica)
         return verdict
 
-    def leave(self, replica: Replica) -> None:
-        if self._peers is not None:
+    @torch.no_grad()
+    def leave(self, replica: Replica) -> State:
+        """What compression held back of differences is made up for at once."""
+        if self._peers is not None and self._reducer is not None:
             self._peers.average_optimizers(replica)
+            for path, owed in by_path(replica, self._reducer.residuals).items():
+                replica.parameters[path].sub_(self._peers.sum(owed))
+            replica.publish()
         self._outer, self._start = None, []
+        return {}
 
     def state(self, replica: Replica) -> State:
         state = self._outer_state(replica)

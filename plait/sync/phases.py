@@ -49,7 +49,7 @@ class Phases:
 
     def state_to_load(self, replica: Replica, phase: int, names: Collection[str]) -> State:
         """Of a checkpoint that was saved in a phase."""
-        self._enter(phase, replica)
+        self._enter(phase, replica, {})
         return self._now.state_to_load(replica, names)
 
     def restore(self, replica: Replica, state: State) -> None:
@@ -71,11 +71,10 @@ class Phases:
     def _go_to(self, phase: int, replica: Replica) -> None:
         if phase == self._phase:
             return
-        if self._phase is not None:
-            self._now.leave(replica)
-        self._enter(phase, replica)
+        owed = {} if self._phase is None else self._now.leave(replica)
+        self._enter(phase, replica, owed)
 
-    def _enter(self, phase: int, replica: Replica) -> None:
+    def _enter(self, phase: int, replica: Replica, owed: State) -> None:
         replica.gradients.watch(None)
         self._phase = phase
-        self._now.enter(replica)
+        self._now.enter(replica, owed)

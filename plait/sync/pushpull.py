@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from itertools import count
 
 import torch
@@ -26,6 +26,7 @@ from plait.ledger.wire import LedgerClient
 from plait.replica.optim import optimizer_state, restore_state
 from plait.replica.replica import Replica
 from plait.sync.compress import Codec
+from plait.sync.deal import by_path
 from plait.sync.feedback import Feedback
 from plait.sync.line import HungUp, Line, Message
 from plait.sync.link import Link
@@ -47,6 +48,9 @@ class PushPull:
         self._addresses: list[str] = []
         self._lines: list[Line] = []
         self._held: list[list[int]] = []
+        self._arrived: list[tuple[int, Message]] = []
+        """by server, not looked at yet"""
+        self._gone = False
         self._work: Work | None = None
         self._traffic = Traffic()
         self._before = 0
@@ -57,8 +61,10 @@ class PushPull:
             self._connect(replica, verdict.unit)
             self._pull(verdict, replica)
 
-    def enter(self, replica: Replica) -> None:
+    def enter(self, replica: Replica, owed: State) -> None:
         """Lines are made when there is something to send."""
+        replica.gradients.owe(owed)
+        self._feedback.residuals = {}
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
         self._work = work
@@ -82,7 +88,7 @@ class PushPull:
         """What is measured here goes into the next vote, as this one is sent before it."""
         self._ledger.tell(report(self._measured()))
         began = time.perf_counter()
-        verdict = self._ledger.hear()
+        verdict = self._hear()
         if verdict.decision in ("commit", "skip", "rollback"):
             self._feedback.keep(verdict.decision == "commit")
         pulling = time.perf_counter()
@@ -92,9 +98,10 @@ class PushPull:
         self._traffic = Traffic(0, now - pulling, now - began)
         return self._turn_back(verdict) if verdict.decision == "rollback" else verdict
 
-    def leave(self, replica: Replica) -> None:
+    def leave(self, replica: Replica) -> State:
         """The last pull brought optimizer state too."""
         self._hang_up()
+        return by_path(replica, self._feedback.residuals)
 
     def state(self, replica: Replica) -> State:
         return {}
@@ -131,6 +138,9 @@ class PushPull:
         return verdict
 
     def _hang_up(self) -> None:
+        for _, message in self._arrived:
+            message.release()
+        self._arrived, self._gone = [], False
         for line in self._lines:
             line.close()
         self._lines = []
@@ -176,7 +186,7 @@ class PushPull:
                 self._feedback.encode(gradients.buckets[index], gradients.keys[index], (part.step, part.ranges[0][0])) for index in held
             ]
             head: dict[str, object] = {"kind": "push", "era": self._work.era, "rank": self._member[1], "unit": unit}
-            head |= {"codec": self._feedback.name, "parts": [len(payload) for payload in payloads]}
+            head |= {"phase": self._work.phase, "parts": [len(payload) for payload in payloads]}
             self._send(line, head, [tensor for payload in payloads for tensor in payload])
 
     def _send(self, line: Line, head: dict[str, object], tensors: list[Tensor]) -> None:
@@ -189,27 +199,47 @@ class PushPull:
     def _pull(self, verdict: Verdict, replica: Replica) -> Verdict:
         """Parameters of the version that the verdict names; or the verdict that came instead, when a server is gone."""
         missing = set(range(len(self._lines)))
-        while missing:
+        while True:
+            for server, message in self._collect():
+                if self._take(message, server, verdict.version, replica):
+                    missing.discard(server)
+            if not missing:
+                replica.publish()
+                return verdict
+            if self._gone or self._wait():
+                return self._ledger.hear()
+
+    def _hear(self) -> Verdict:
+        """The next verdict; an answer of a server that wants nothing of this worker comes before it, or never does."""
+        while not self._wait():
+            self._arrived = self._collect()
+        return self._ledger.hear()
+
+    def _collect(self) -> list[tuple[int, Message]]:
+        """What has come from servers. Raises PlaitError where one turned a push away."""
+        arrived, self._arrived = self._arrived, []
+        for server, line in enumerate(self._lines):
             try:
-                for server in list(missing):
-                    missing -= {server for message in self._received(server) if self._take(message, server, verdict, replica)}
-            except HungUp:
-                return self._ledger.hear()
-            if missing and self._wait(missing):
-                return self._ledger.hear()
-        replica.publish()
-        return verdict
+                while (message := line.receive(0)) is not None:
+                    if message.head["kind"] == "refused":
+                        raise PlaitError(f"a parameter server turned away what this worker sent: {message.head['why']}")
+                    arrived.append((server, message))
+            except HungUp:  # the ledger will say what becomes of it
+                self._gone = True
+        return arrived
 
-    def _received(self, server: int) -> Iterator[Message]:
-        while (message := self._lines[server].receive(0)) is not None:
-            yield message
+    def _wait(self) -> bool:
+        """Until something has come, or a moment has passed: that a server hung up shows only when its line is asked. Whether it is the
+        ledger that has something to say."""
+        poller = zmq.Poller()
+        poller.register(self._ledger.socket, zmq.POLLIN)
+        for line in self._lines:
+            poller.register(line.socket, zmq.POLLIN)
+        return self._ledger.socket in dict(poller.poll(100))
 
-    def _take(self, message: Message, server: int, verdict: Verdict, replica: Replica) -> bool:
+    def _take(self, message: Message, server: int, version: int | None, replica: Replica) -> bool:
         """Whether it was what is waited for; older versions came while this rank had no use for them."""
-        head = message.head
-        if head["kind"] == "refused":
-            raise PlaitError(f"a parameter server turned a push of this worker away: {head['why']}")
-        wanted: bool = head["version"] == verdict.version
+        head, wanted = message.head, message.head["version"] == version
         if wanted:
             held = self._held[server]
             for index, values in zip(held, message.tensors, strict=False):
@@ -219,13 +249,4 @@ class PushPull:
                 named = [(path, replica.parameters[path]) for index in held for path in replica.gradients.paths[index]]
                 restore_state(replica.optimizer, named, state)
         message.release()
-        return wanted
-
-    def _wait(self, missing: set[int]) -> bool:
-        """Until something has come; whether it is the ledger that has something to say."""
-        poller = zmq.Poller()
-        poller.register(self._ledger.socket, zmq.POLLIN)
-        for server in missing:
-            poller.register(self._lines[server].socket, zmq.POLLIN)
-        ready = dict(poller.poll(100))  # a server that hung up shows only when its line is asked
-        return self._ledger.socket in ready
+        return bool(wanted)

@@ -45,7 +45,8 @@ class Server:
         self._ranks = run.layout.ranks
         self._listener = listener
         self._ledger = ledger
-        self._codecs = {agreement.compress: build_codec(agreement.compress) for agreement in run.sync.agreements}
+        self._codecs = [build_codec(agreement.compress, agreement.top_k or 0.01) for agreement in run.sync.agreements]
+        """by phase"""
         self._orders: deque[Word] = deque()
         self._left = False
         self._waiting: list[Message] = []
@@ -81,7 +82,7 @@ class Server:
         """Malformed heads are the sender's mistake: it is told, and this goes on."""
         try:
             self._sort(message)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             log.warning("a parameter server turned away what %s sent: %s", message.peer, error)
             self._listener.send(message.peer, {"kind": "refused", "why": f"{type(error).__name__}: {error}"})
             message.release()
@@ -117,7 +118,7 @@ class Server:
     def _keep(self, head: dict[str, Any], message: Message) -> None:
         """A push, all of it: from now on it is the ledger's to say what becomes of it."""
         unit, rank = int(head["unit"]), int(head["rank"])
-        gradients = self._slices[rank].read(message.tensors, head["parts"], self._codecs[head["codec"]])
+        gradients = self._slices[rank].read(message.tensors, head["parts"], self._codecs[head["phase"]])
         self._pushes[unit, rank] = Push(message, gradients)
         self._ledger.tell(Received(unit, rank))
 

@@ -48,8 +48,9 @@ class Sync(Protocol):
     def join(self, verdict: Verdict, replica: Replica) -> None:
         """What the ledger answered to a member that joined, before anything else."""
 
-    def enter(self, replica: Replica) -> None:
-        """From now on, afresh. Parameters and optimizer state are the same on all replicas."""
+    def enter(self, replica: Replica, owed: State) -> None:
+        """From now on, afresh. Parameters and optimizer state are the same on all replicas. owed: gradients by path that compression
+        held back of this replica's in the phase before, to be sent with the next."""
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
         """A unit begins; or a verdict came instead, and the unit is void."""
@@ -61,8 +62,8 @@ class Sync(Protocol):
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
         """Agree with the other replicas, ask the ledger, and follow its verdict."""
 
-    def leave(self, replica: Replica) -> None:
-        """No longer. Parameters and optimizer state are the same on all replicas again."""
+    def leave(self, replica: Replica) -> State:
+        """No longer. Parameters and optimizer state are the same on all replicas again. Returns gradients that are owed."""
 
     def state(self, replica: Replica) -> State:
         """What a checkpoint keeps besides the replica's own state, on the first replica; called on all at once."""

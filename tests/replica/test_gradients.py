@@ -76,3 +76,12 @@ def test_the_squared_norm_is_that_of_all_gradients(layers: list[nn.Linear]) -> N
     assert gradients.squared_norm() == pytest.approx(expected, rel=1e-12)
     gradients.scale(0.5)
     assert gradients.squared_norm() == pytest.approx(expected / 4, rel=1e-12)
+
+
+def test_what_is_owed_is_added_once(layers: list[nn.Linear]) -> None:
+    gradients = gradients_of(layers)
+    gradients.owe({path: torch.full_like(layers[0].weight, 2.0) for paths in gradients.paths for path in paths})
+    gradients.begin()
+    assert all(bucket.unique().tolist() == [2.0] for bucket in gradients.buckets)
+    gradients.begin()
+    assert gradients.squared_norm() == 0.0

@@ -229,6 +229,20 @@ def test_every_strategy_hands_over_to_every_other_and_resumes_in_any(curve: Trai
     assert steps[-1].loss < steps[0].loss - 0.4
 
 
+def test_what_compression_held_back_goes_into_the_next_phase(curve: Trainer) -> None:
+    """Ten percent of the values a step, whoever sends them: without what was held back a phase of a few steps would have learned little."""
+    packed = {"compress": "topk", "top_k": 0.1}
+    phases = [
+        {"strategy": "allreduce", "until": "5 steps", **packed},
+        {"strategy": "server", "until": "10 steps", **packed},
+        {"strategy": "local_sgd", "every": "2 steps", "until": "15 steps", **packed},
+        {"strategy": "allreduce"},
+    ]
+    steps = curve("out", layout__replicas=2, sync={"strategy": "phases", "phases": phases})
+    assert [step.sync for step in steps[4:16:5]] == ["allreduce", "synchronous", "local_sgd"]
+    assert steps[-1].loss < steps[0].loss - 0.4
+
+
 # --- what is sent ----------------------------------------------------------------------------------------------
 
 
