@@ -40,15 +40,15 @@ def measure(place: Place) -> list[Figure]:
     folder = place.new("line")
     folder.mkdir()
     found = run_distributed("line:exchanged", 2, timeout=300.0, folder=str(folder), length=length, rounds=place.effort.rounds)[1]
-    return [_figure(transport, way, found) for transport in ("memory", "tcp") for way in ("push", "pull")]
+    return [_figure(transport, way, length, found) for transport in ("memory", "tcp") for way in ("push", "pull")]
 
 
-def _figure(transport: str, way: str, found: dict[str, list[float]]) -> Figure:
+def _figure(transport: str, way: str, length: int, found: dict[str, list[float]]) -> Figure:
     ours, bare = found[f"{transport} {way}"], found[f"bare {transport} {way}"]
     alone = {"memory": "memcpy in and out of a shared mapping", "tcp": "bare pyzmq"}[transport]
     detail = f"{1000 * statistics.median(ours):.1f} ms, bare {1000 * statistics.median(bare):.1f} ms"
     rates = [theirs / mine for theirs, mine in zip(bare, ours, strict=True)]
-    return Figure.of(f"{way} of {BYTES // 10**6} MB by {transport} / {alone}", GOAL, rates, detail=detail)
+    return Figure.of(f"{way} of {length / 1e6:g} MB by {transport} / {alone}", GOAL, rates, detail=detail)
 
 
 def exchanged(rank: int, size: int, group: ProcessGroup, folder: str, length: int, rounds: int) -> dict[str, list[float]]:
