@@ -167,6 +167,7 @@ class Books:
     def roll_back(self, why: str, lost: dict[str, Ranges]) -> None:
         """Everything since the newest checkpoint is void, and done again."""
         self.record(events.RolledBack(self.clock(), self.kept["step"], why, lost))
+        self._saving.clear()  # what is still being written is of steps that are void, and may be written again
         self.take(self.kept)
 
     def due(self, step: int, saves_on_stop: bool = True) -> Due:

@@ -78,6 +78,8 @@ class Serving:
         self._parked: dict[int, int] = {}
         """replicas without work, and the unit that their answer will be to"""
         self._version = books.committed if self._stepwise else 0
+        self._holds = dict.fromkeys(self.present, self._version)
+        """what version of the parameters each replica has"""
         self._summed: dict[int, float] = {}
         self._due = Due()
         self._handed = books.committed
@@ -123,8 +125,9 @@ class Serving:
         """A replica comes, and starts from what servers have. Where the run is over it may still save what another could not."""
         books = self._books
         self.present.add(replica)
+        self._holds[replica] = self._version
         unsaved = books.unsaved if self._done else None
-        work = None if self._done else self._lease(replica, fill=False)
+        work = None if self._done and unsaved is None else self._lease(replica, fill=False)
         version = None if self._done and unsaved is None else self._version
         hand = [] if version is None else self._to_servers(Hand(version, [replica], [replica] if unsaved else []))
         begin = Verdict(
@@ -196,6 +199,8 @@ class Serving:
         if len(ranks) < self._plan.ranks:
             return []
         del self._idle[unit]
+        if self._done:
+            return self._answer(replica, unit, "counted", 0.0, None)
         self._parked[replica] = unit
         return self._feed()
 
@@ -207,7 +212,7 @@ class Serving:
                 break
             self._pieces.give_back(piece)
             del self._parked[replica]
-            version = self._version if not self._stepwise else None
+            version = self._version if self._holds[replica] != self._version else None
             if version is not None:
                 outbox += self._to_servers(Hand(version, [replica], []))
             outbox += self._answer(replica, unit, "counted", 0.0, self._lease(replica, fill=False), version)
@@ -257,9 +262,9 @@ class Serving:
         return self._commit_step(step, decision, grad_norm, told[0].did.lr, due)
 
     def _commit_step(self, step: int, decision: Decision, grad_norm: float, lr: float, due: Due) -> Outbox:
-        """Apply, and tell everyone; with it go the next leases."""
-        books, members = self._books, sorted(self.present)
-        if not members:  # whoever comes next is told all by `join`
+        """Apply, and tell all that wait; with it go the next leases. Each verdict answers a vote: nobody gets two at once."""
+        books, members = self._books, sorted(self._parked)
+        if not members:  # whoever pushed is gone, and who has nothing to do is told when it says so
             self._due |= due
             return self._to_servers(Apply(None, decision, grad_norm, lr, step, [], []))
         due, self._due = due | self._due, Due()
@@ -267,14 +272,12 @@ class Serving:
         position = books.position(step) if due.save else None
         if books.over:
             self._saver = members[0]
-        units = {replica: self._parked.pop(replica, 0) for replica in members}
-        self._idle.clear()  # this answers those as well who are still to say that they have nothing
         evaluation = dict(zip(members, shares.deal(self._plan.evaluation_size, [1.0] * len(members)), strict=True)) if due.evaluate else {}
         tell: Outbox = []
         for replica in members:
             mine = position if replica == members[0] else None
             work = self._lease(replica, fill=False)
-            tell += self._answer(replica, units[replica], decision, grad_norm, work, step, evaluation.get(replica), mine)
+            tell += self._answer(replica, self._parked.pop(replica), decision, grad_norm, work, step, evaluation.get(replica), mine)
         return [*apply, *tell]
 
     # --- as they come ----------------------------------------------------------------------------------------
@@ -426,6 +429,8 @@ class Serving:
         position: dict[str, object] | None = None,
     ) -> Outbox:
         step = self._books.committed
+        if version is not None:
+            self._holds[replica] = version
         verdict = Verdict(
             unit, step, decision, grad_norm, evaluate=evaluate, save=position is not None, position=position, work=work, version=version
         )

@@ -29,8 +29,12 @@ class AllReduce:
         self._rate = rate
         self._waited = 0.0
 
-    def join(self, verdict: Verdict, replica: Replica) -> None:
+    def meet(self, servers: list[str]) -> None:
+        """None is needed."""
+
+    def join(self, verdict: Verdict, replica: Replica) -> Verdict:
         """Nothing comes with it: replicas began alike."""
+        return verdict
 
     def enter(self, replica: Replica, owed: State) -> None:
         replica.gradients.owe(owed)

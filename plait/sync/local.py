@@ -46,8 +46,12 @@ class LocalSteps:
         self._outer: torch.optim.SGD | None = None
         self._start: list[Tensor] = []
 
-    def join(self, verdict: Verdict, replica: Replica) -> None:
+    def meet(self, servers: list[str]) -> None:
+        """None is needed."""
+
+    def join(self, verdict: Verdict, replica: Replica) -> Verdict:
         """Nothing comes with it: replicas began alike."""
+        return verdict
 
     def enter(self, replica: Replica, owed: State) -> None:
         """What is owed was this replica's share of a sum; here gradients are its own means."""

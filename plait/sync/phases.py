@@ -27,10 +27,11 @@ class Phases:
         assert self._phase is not None
         return self._strategies[self._phase]
 
-    def join(self, verdict: Verdict, replica: Replica) -> None:
-        """What the ledger answered to a member that joined."""
+    def join(self, verdict: Verdict, replica: Replica) -> Verdict:
+        """What the ledger answered to a member that joined; or what it answered then."""
         for strategy in self._strategies:
-            strategy.join(verdict, replica)
+            strategy.meet(verdict.servers)
+        return verdict if verdict.work is None else self._strategies[verdict.work.phase].join(verdict, replica)
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
         self._go_to(work.phase, replica)

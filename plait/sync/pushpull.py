@@ -55,11 +55,14 @@ class PushPull:
         self._traffic = Traffic()
         self._before = 0
 
-    def join(self, verdict: Verdict, replica: Replica) -> None:
-        self._addresses = verdict.servers
+    def meet(self, servers: list[str]) -> None:
+        self._addresses = servers
+
+    def join(self, verdict: Verdict, replica: Replica) -> Verdict:
         if verdict.version is not None:
             self._connect(replica, verdict.unit)
-            self._pull(verdict, replica)
+            verdict = self._pull(verdict, replica)
+        return self._turn_back(verdict) if verdict.decision == "rollback" else verdict
 
     def enter(self, replica: Replica, owed: State) -> None:
         """Lines are made when there is something to send."""

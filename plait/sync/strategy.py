@@ -45,8 +45,11 @@ Report = Callable[[Traffic], Vote]
 class Sync(Protocol):
     """`enter`, then units, then `leave`. `end` comes after a part's last micro-batch, `settle` after a unit's last part."""
 
-    def join(self, verdict: Verdict, replica: Replica) -> None:
-        """What the ledger answered to a member that joined, before anything else."""
+    def meet(self, servers: list[str]) -> None:
+        """Where parameter servers listen."""
+
+    def join(self, verdict: Verdict, replica: Replica) -> Verdict:
+        """What the ledger answered to a member that joined, before anything else; or what it answered then."""
 
     def enter(self, replica: Replica, owed: State) -> None:
         """From now on, afresh. Parameters and optimizer state are the same on all replicas. owed: gradients by path that compression

@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Work until the ledger has none left. verdict: its first. `request` tells of a signal that this process got."""
     clock = Clock()
-    sync.join(verdict, replica)
+    verdict = sync.join(verdict, replica)
     duties.perform(verdict)
     while (work := verdict.work) is not None:
         clock.start()
