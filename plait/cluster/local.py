@@ -29,7 +29,6 @@ from plait.cluster.signals import Signals
 from plait.ledger.messages import SERVING, Asked, Closed, Member
 from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
-from plait.train import manifest
 
 WORKER = "plait.cluster.worker:main"
 LAST_WORDS = 1.0
@@ -86,8 +85,7 @@ class Parent:
 
     def _config(self, member: Member) -> Config:
         site, plan, place = self._site, self._ledger.plan, self._place
-        again = self._attempts[member] > 0
-        resume = site.resume if not again else _checkpoint(site, self._ledger.kept)
+        resume = None if self._attempts[member] else site.resume  # whoever comes later is told what to begin from
         return Config(
             run=site.run,
             folder=str(site.folder),
@@ -153,10 +151,6 @@ class Parent:
                 for worker in self._alive:
                     self._nursery.signal(worker, signal.SIGKILL)
                 end = float("inf")
-
-
-def _checkpoint(site: Site, step: int) -> Path | None:
-    return site.folder / "checkpoints" / manifest.name(step) if step else None
 
 
 @contextmanager

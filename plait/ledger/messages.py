@@ -124,7 +124,7 @@ class Verdict:
     step: int
     decision: Decision
     grad_norm: float
-    to_step: int = 0
+    to_step: int | None = None
     evaluate: Ranges | None = None
     save: bool = False
     position: dict[str, Any] | None = None

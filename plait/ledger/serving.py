@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plait.events import Ranges
 from plait.ledger import shares
@@ -413,7 +413,7 @@ class Serving:
         """After a rollback: everyone returns to the checkpoint."""
         self._done = True
         self._books.generation += 1
-        return rolled_back(self._books, self._plan.ranks, *self._turn())
+        return rolled_back(self._books, *self._turn())
 
     # --- messages --------------------------------------------------------------------------------------------
 
@@ -447,17 +447,19 @@ class Serving:
         return [(member, Closed(why)) for member in self._plan.members]
 
 
-def rolled_back(books: Books, ranks: int, following: dict[int, Work | None], besides: Outbox, servers: list[str] | None = None) -> Outbox:
-    """The verdict for all after a rollback."""
-    tell: Outbox = [
-        (
-            (replica, rank),
-            Verdict(0, books.committed, "rollback", 0.0, books.committed, work=work, servers=servers or []),
-        )
-        for replica, work in following.items()
-        for rank in range(ranks)
-    ]
-    return [*tell, *besides]
+def rolled_back(books: Books, following: dict[int, Work | None], besides: Outbox, servers: list[str] | None = None) -> Outbox:
+    """The verdict for all after a rollback. Where servers serve, the one that fills them returns to the checkpoint, and the others take
+    what it brought: they may be slow, and the checkpoint gone by then."""
+    plan = books.plan
+    tell: Outbox = []
+    version = books.committed if books.agreement.unit == "step" else 0
+    pulling = [replica for replica, work in following.items() if work is not None and work.era and not work.fill]
+    for replica, work in following.items():
+        verdict = Verdict(books.new_unit(), books.committed, "rollback", 0.0, work=work, servers=servers or [])
+        verdict = replace(verdict, version=version) if replica in pulling else replace(verdict, to_step=books.committed)
+        tell += [((replica, rank), verdict) for rank in range(plan.ranks)]
+    hand: Outbox = [(server, Hand(version, pulling, [])) for server in plan.serving] if pulling else []
+    return [*tell, *besides, *hand]
 
 
 def _told(push: Push) -> list[Told]:

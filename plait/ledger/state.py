@@ -320,7 +320,7 @@ class Ledger:
         if any(member[0] == SERVING for member in self._gone) or not self._present:
             return []
         self._held_up = None
-        return self._noted(rolled_back(self._books, self.plan.ranks, *self._turn(), self._addresses))
+        return self._noted(rolled_back(self._books, *self._turn(), self._addresses))
 
     def _takes_part(self, member: Member) -> bool:
         return member[0] not in self._given_up

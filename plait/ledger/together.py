@@ -85,7 +85,7 @@ class Together:
         resize = books.resize() if decision == "commit" else 0
         following, besides = self._turn()
         position = books.position(step) if due.save else None
-        to_step = books.committed if decision == "rollback" else 0
+        to_step = books.committed if decision == "rollback" else None
         return [
             *(
                 (

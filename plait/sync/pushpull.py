@@ -23,7 +23,7 @@ from torch import Tensor
 from plait.errors import PlaitError
 from plait.ledger.messages import Member, Part, Verdict, Work
 from plait.ledger.wire import LedgerClient
-from plait.replica.optim import optimizer_state, restore_state
+from plait.replica.optim import create_state, optimizer_state, restore_state
 from plait.replica.replica import Replica
 from plait.sync.compress import Codec
 from plait.sync.deal import by_path
@@ -59,10 +59,7 @@ class PushPull:
         self._addresses = servers
 
     def join(self, verdict: Verdict, replica: Replica) -> Verdict:
-        if verdict.version is not None:
-            self._connect(replica, verdict.unit)
-            verdict = self._pull(verdict, replica)
-        return self._turn_back(verdict) if verdict.decision == "rollback" else verdict
+        return self._follow(verdict, replica)
 
     def enter(self, replica: Replica, owed: State) -> None:
         """Lines are made when there is something to send."""
@@ -72,7 +69,7 @@ class PushPull:
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
         self._work = work
         if replica.mesh.ranks > 1 and (verdict := self._behind(work, replica)) is not None:
-            return self._turn_back(verdict)
+            return self._follow(verdict, replica)
         if not self._lines:
             self._connect(replica, work.unit)
         if work.fill:
@@ -92,14 +89,13 @@ class PushPull:
         self._ledger.tell(report(self._measured()))
         began = time.perf_counter()
         verdict = self._hear()
-        if verdict.decision in ("commit", "skip", "rollback"):
-            self._feedback.keep(verdict.decision == "commit")
         pulling = time.perf_counter()
-        if verdict.version is not None:
-            verdict = self._pull(verdict, replica)
+        if verdict.decision in ("commit", "skip"):
+            self._feedback.keep(verdict.decision == "commit")
+        verdict = self._follow(verdict, replica)
         now = time.perf_counter()
         self._traffic = Traffic(0, now - pulling, now - began)
-        return self._turn_back(verdict) if verdict.decision == "rollback" else verdict
+        return verdict
 
     def leave(self, replica: Replica) -> State:
         """The last pull brought optimizer state too."""
@@ -133,12 +129,18 @@ class PushPull:
             line.send({"kind": "here", "replica": replica_number, "rank": rank, "since": since})
         self._before = 0
 
-    def _turn_back(self, verdict: Verdict) -> Verdict:
-        """Servers begin anew, and maybe elsewhere."""
-        self._addresses = verdict.servers or self._addresses
-        self._feedback.keep(False)
-        self._hang_up()
-        return verdict
+    def _follow(self, verdict: Verdict, replica: Replica) -> Verdict:
+        """Do what a verdict asks for here: on a rollback lines are made anew, and what it names is pulled. Returns the verdict, or the
+        one that came instead."""
+        if verdict.decision == "rollback":
+            self._addresses = verdict.servers or self._addresses
+            self._feedback.keep(False)
+            self._hang_up()
+        if verdict.version is None:
+            return verdict
+        if not self._lines:
+            self._connect(replica, verdict.unit)
+        return self._pull(verdict, replica)
 
     def _hang_up(self) -> None:
         for _, message in self._arrived:
@@ -210,7 +212,7 @@ class PushPull:
                 replica.publish()
                 return verdict
             if self._gone or self._wait():
-                return self._ledger.hear()
+                return self._follow(self._ledger.hear(), replica)
 
     def _hear(self) -> Verdict:
         """The next verdict; an answer of a server that wants nothing of this worker comes before it, or never does."""
@@ -250,6 +252,7 @@ class PushPull:
             if head["state"] is not None:
                 state = unpack_state(head["state"], message.tensors[len(held) :])
                 named = [(path, replica.parameters[path]) for index in held for path in replica.gradients.paths[index]]
+                create_state(replica.optimizer)
                 restore_state(replica.optimizer, named, state)
         message.release()
         return bool(wanted)

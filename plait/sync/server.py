@@ -75,8 +75,12 @@ class Server:
     # --- what comes ------------------------------------------------------------------------------------------------
 
     def _hear(self) -> None:
+        """What was to be done before a new beginning is void: some of it may wait for what will never come."""
         while self._ledger.socket.poll(0):
-            self._orders.append(self._ledger.receive())
+            order = self._ledger.receive()
+            if isinstance(order, Fill):
+                self._orders.clear()
+            self._orders.append(order)
 
     def _take(self, message: Message) -> None:
         """Malformed heads are the sender's mistake: it is told, and this goes on."""

@@ -48,7 +48,7 @@ class Duties:
         self._checkpoints = Checkpoints(folder, keep, self._saved, self._failed, replica.mesh.writers) if saves else None
 
     def perform(self, verdict: Verdict) -> None:
-        if verdict.decision == "rollback":
+        if verdict.to_step is not None:
             self._roll_back(verdict.to_step)
         if verdict.evaluate is not None and self._validation is not None:
             sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch, self._replica.mesh.lane)
