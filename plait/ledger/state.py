@@ -225,6 +225,8 @@ class Ledger:
     def _vote(self, member: Member, vote: Vote) -> Outbox:
         if vote.request:
             self._books.ask(vote.request)
+        if member not in self.plan.workers:
+            return [(member, Closed(f"{name(member)} is not expected here"))]
         if self._course is None or member in self._gone or self._held_up:
             return []
         if vote.did:

@@ -10,9 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait import events
-from plait.ledger.messages import SERVER, Asked, Closed, Failed, Join, Kept, Lease, Left, Measured, Member, Message, Verdict, Vote, Work
-from plait.ledger.plan import Plan
-from plait.ledger.state import Ledger, Outbox
+from plait.ledger.messages import (
+    SERVING,
+    Asked,
+    Closed,
+    Did,
+    Failed,
+    Join,
+    Kept,
+    Left,
+    Link,
+    Measured,
+    Member,
+    Message,
+    Outbox,
+    Verdict,
+    Vote,
+    Work,
+)
+from plait.ledger.plan import Agreement, Plan
+from plait.ledger.state import Ledger
 
 HELLO = Join("host", 1, "cpu", 10)
 
@@ -29,7 +46,6 @@ def plan(replicas: int = 2, steps: int = 3, size: int = 8, **changes: object) ->
         "evaluate_every": None,
         "evaluation_size": 0,
         "nonfinite_limit": 2,
-        "piece": None,
         "version": "0",
         "flops_per_token": 1.0,
         "peak_flops": lambda device: None,
@@ -38,7 +54,7 @@ def plan(replicas: int = 2, steps: int = 3, size: int = 8, **changes: object) ->
 
 
 def vote(work: Work, loss: float = 1.0, norm: float = 4.0) -> Vote:
-    return Vote(work.unit, loss, norm, 0.1, 0.5)
+    return Vote(work.unit, [Did(loss, norm, 0.1) for _ in work.parts], 0.5)
 
 
 class House:
@@ -59,7 +75,7 @@ class House:
     def join(self) -> dict[Member, Work | None]:
         for member in self.ledger.expected:
             self.say(member, HELLO)
-        return {member: self.take(member, Lease).work for member in self.ledger.expected}
+        return {member: self.take(member, Verdict).work for member in self.ledger.plan.workers}
 
     def take(self, member: Member, kind: type) -> Message:
         message = self.inbox[member].pop(0)
@@ -112,22 +128,11 @@ def test_loads_are_summed_over_all_ranks_and_sent_with_a_commit_alone() -> None:
     work = house.join()
     for loss in (1.0, math.nan):
         for member, lease in work.items():
-            house.say(member, replace(vote(lease, loss=loss), load=loads[member]))
+            house.say(member, replace(vote(lease), did=[Did(loss, 4.0, 0.1, loads[member])]))
         verdicts = [house.take(member, Verdict) for member in work]
         work = {member: verdict.work for member, verdict in zip(work, verdicts, strict=True)}
         assert {str(verdict.load) for verdict in verdicts} == {str([[], [11, 22], [], [55, 0]] if loss == 1.0 else [])}
     assert [step.load for step in house.of(events.Step)] == [[[], [11, 22], [], [55, 0]]] * 2
-
-
-def test_loads_of_pieces_are_summed_when_a_step_is_whole() -> None:
-    house = House(plan(replicas=1, steps=1, size=8, piece=4))
-    work = house.join()[0, 0]
-    for load in ([[3, 1]], [[4, 0]]):
-        house.say(SERVER, replace(vote(work), load=load))
-        verdict = house.take(SERVER, Verdict)
-        work = verdict.work
-    assert house.of(events.Step)[0].load == [[7, 1]]
-    assert verdict.load == []
 
 
 def test_a_run_ends_when_all_have_left() -> None:
@@ -143,7 +148,7 @@ def test_a_run_ends_when_all_have_left() -> None:
 
 
 def test_nothing_finite_is_skipped_together_and_rolled_back_in_the_end() -> None:
-    house = House(plan(steps=9))
+    house = House(plan(steps=9, save_every=1))
     work, _ = house.round(house.join())
     house.say((0, 0), Kept(1, "x", 1, 0.0, 0.0))
     work, first = house.round(work, loss=math.nan)
@@ -170,7 +175,7 @@ def test_the_same_trouble_after_a_rollback_ends_the_run() -> None:
 def test_stop_saves_at_the_next_verdict() -> None:
     house = House(plan(steps=9))
     work = house.join()
-    house.say(SERVER, Asked("stop")) if SERVER in house.inbox else house.ledger.handle(SERVER, Asked("stop"))
+    house.ledger.handle((SERVING, 0), Asked("stop"))
     work, verdict = house.round(work)
     assert verdict.save
     assert set(work.values()) == {None}
@@ -218,7 +223,7 @@ def test_an_evaluation_is_summed_when_all_parts_are_in() -> None:
 def test_a_vote_on_another_unit_is_turned_away() -> None:
     house = House(plan())
     work = house.join()
-    house.say((0, 0), Vote(work[0, 0].unit + 1, 1.0, 1.0, 0.1, 0.1))
+    house.say((0, 0), Vote(work[0, 0].unit + 1, [Did(1.0, 1.0, 0.1)], 0.1))
     house.take((0, 0), Closed)
     assert not house.of(events.Step)
 
@@ -233,40 +238,58 @@ def test_every_sample_of_a_step_is_shared_out_once(replicas: int, size: int, dat
     assert [covered(step) for step in house.of(events.Step)] == [list(range(size))] * 2
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(1, 4), st.data())
-def test_pieces_commit_in_any_order_each_once_across_a_restart(
-    replicas: int, steps: int, size: int, piece: int, data: st.DataObject
-) -> None:
-    """Workers finish in any order; the run is stopped somewhere and goes on from its position in a new ledger,
-    which cuts pieces of another size."""
-    run = plan(replicas, steps=steps, size=size, piece=piece)
-    house = House(run)
-    history = house.recorded
-    working = {member: lease for member, lease in house.join().items() if lease is not None}
-    stop_after = data.draw(st.integers(0, steps * size))
-    position = None
-    while working:
-        stop_after -= 1
-        if stop_after == 0:
-            house.ledger.handle(SERVER, Asked("stop"))
-        member = data.draw(st.sampled_from(sorted(working)))
-        house.say(SERVER, vote(working.pop(member)))
-        verdict = house.take(SERVER, Verdict)
-        if verdict.work is not None:
-            working[member] = verdict.work
-        if verdict.save:
-            position = verdict.position
-        if not working and position["step"] < steps:
-            run = plan(replicas, steps=steps, size=size, piece=data.draw(st.integers(1, 4)))
-            house = House(run, position)
-            history += [events.Resumed(0.0, position["step"])]
-            house.recorded = history
-            house.ledger._record = history.append
-            working = {member: lease for member, lease in house.join().items() if lease is not None}
-    assert [covered(step) for step in events.committed(history)] == [list(range(size))] * steps
+def test_a_round_is_one_unit_of_several_steps_each_recorded() -> None:
+    house = House(plan(steps=5, agreements=(Agreement("diloco", "round", every=3),)))
+    work = house.join()
+    assert [(part.step, part.ranges, part.whole) for part in work[1, 0].parts] == [(step, [[4, 8]], [[4, 8]]) for step in (1, 2, 3)]
+    work, verdict = house.round(work)
+    assert (verdict.step, verdict.decision, verdict.save) == (3, "commit", False)
+    assert [part.step for part in work[0, 0].parts] == [4, 5]
+    house.round(work)
+    assert [step.step for step in house.of(events.Step)] == [1, 2, 3, 4, 5]
+    assert {step.seconds for step in house.of(events.Step)[:3]} == {0.5 / 3}
+    assert all(step.sync == "diloco" and covered(step) == list(range(8)) for step in house.of(events.Step))
 
 
-@pytest.mark.parametrize("message", [Join("h", 1, "cpu", 1), Vote(1, 1.0, 1.0, 1.0, 1.0)])
+def test_what_is_due_within_a_round_is_done_at_its_end() -> None:
+    house = House(plan(steps=9, save_every=2, agreements=(Agreement("diloco", "round", every=3),)))
+    _, verdict = house.round(house.join())
+    assert verdict.save
+    assert verdict.position == {"step": 3}
+
+
+def test_a_phase_ends_at_its_step_or_when_the_last_ten_say_so_and_stays_over_across_a_resume() -> None:
+    agreements = (
+        Agreement("allreduce", until=2),
+        Agreement("local_sgd", "round", every=4, until_loss=2.0),
+        Agreement("allreduce", until_waiting=0.5),
+        Agreement("diloco", "round", every=2),
+    )
+    run = plan(replicas=1, steps=40, targets=lambda step: 1, save_every=1, agreements=agreements)
+    history: list[events.Event] = []
+    position, resumed = None, False
+    while position is None or position["step"] < 40:
+        house = House(run, position)
+        work = house.join()
+        while work[0, 0] is not None and (resumed or house.ledger.committed < 9):  # in the middle of a phase, and of its condition
+            house.say((0, 0), replace(vote(work[0, 0], loss=1.5 if house.ledger.committed >= 10 else 2.5), waited=0.3))
+            verdict = house.take((0, 0), Verdict)
+            work, position = {(0, 0): verdict.work}, verdict.position
+        history += house.recorded
+        resumed = True
+    switched = [(event.step, event.sync) for event in history if isinstance(event, events.Switched)]
+    assert switched == [(2, "local_sgd"), (18, "allreduce"), (28, "diloco")]
+
+
+def test_buckets_are_resized_when_the_link_is_another_than_was_thought() -> None:
+    house = House(plan(steps=9, bucket_bytes=2**26))
+    house.ledger.handle((0, 0), Link(1e-4, 1e6, "gloo", False))
+    _, verdict = house.round(house.join())
+    assert verdict.bucket_bytes == 2**18
+    assert house.of(events.Retuned)[0].bucket_mib == 0.25
+
+
+@pytest.mark.parametrize("message", [Join("h", 1, "cpu", 1), Vote(1, [Did(1.0, 1.0, 1.0)], 1.0)])
 def test_strangers_are_turned_away(message: Message) -> None:
     ledger = House(plan()).ledger
     assert isinstance(ledger.handle((7, 0), message)[0][1], Closed)

@@ -10,7 +10,7 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.ledger.messages import Closed, Join, Lease, Verdict, Vote, Work, decode, encode
+from plait.ledger.messages import Apply, Closed, Did, Join, Part, Verdict, Vote, Work, decode, encode
 from plait.ledger.wire import LedgerClient, LedgerServer, RunClosed
 
 HELLO = Join("host", 1, "cpu", 10)
@@ -24,12 +24,11 @@ def server() -> Iterator[LedgerServer]:
 
 
 def test_messages_survive_the_trip() -> None:
-    work = Work(3, 1, 2, [[0, 4]], [[0, 8]])
+    work = Work(3, 1, [Part(2, [[0, 4]], [[0, 8]])])
     for message in (
-        Lease(work),
-        Lease(None),
+        Apply(None, "commit", 1.0, 0.1, 3, [0, 1], []),
         Verdict(3, 2, "commit", 1.5, work=work),
-        Vote(3, float("inf"), 0.1, 0.1, 0.1, load=[[], [1]]),
+        Vote(3, [Did(float("inf"), 0.1, 0.1, [[], [1]])], 0.1),
         Closed("x"),
     ):
         assert decode(encode(message)) == message
@@ -41,9 +40,10 @@ def test_a_request_is_answered_and_a_closed_run_raises(server: LedgerServer) -> 
         joined = pool.submit(client.join, HELLO)
         server.socket.poll(5000)
         assert server.receive() == [((0, 0), HELLO)]
-        server.send([((0, 0), Lease(None))])
-        assert joined.result(5) is None
-        voted = pool.submit(client.vote, Vote(1, 1.0, 1.0, 0.1, 0.1))
+        begin = Verdict(0, 0, "begin", 0.0)
+        server.send([((0, 0), begin)])
+        assert joined.result(5) == begin
+        voted = pool.submit(client.vote, Vote(1, [Did(1.0, 1.0, 0.1)], 0.1))
         server.socket.poll(5000)
         server.receive()
         server.send([((0, 0), Closed("over"))])
