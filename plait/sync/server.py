@@ -108,6 +108,9 @@ class Server:
                 raise ValueError(f"a message of kind {head['kind']!r}")
 
     def _greet(self, member: tuple[int, int], since: int, peer: str) -> None:
+        """A greeting of an earlier life may come after that of a later one, or after a new beginning."""
+        if since < max(self._era, self._peers.get(member, (0, ""))[0]):
+            return
         self._peers[member] = since, peer
         if member in self._owed:
             self._listener.send(peer, *self._owed.pop(member))

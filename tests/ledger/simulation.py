@@ -232,6 +232,8 @@ class Simulation:
         me = (SERVING, number), server.life
         match letter:
             case ("here", since):
+                if since < max(server.era, server.greeted.get(member, 0)):
+                    return
                 server.greeted[member] = since
                 if member in server.owed:
                     self.post(me, (member, self.lives[member]), (number, server.owed.pop(member)))
