@@ -73,6 +73,7 @@ class Ledger:
         self._joined: dict[Member, Join] = {}
         self._left: set[Member] = set()
         self._gone: set[Member] = set()
+        self._dismissed: set[Member] = set()
         self._given_up: set[int] = set()
         self._idle_deaths: Counter[int] = Counter()
         self._held_up: str | None = None
@@ -312,6 +313,7 @@ class Ledger:
 
     def _call_back(self) -> None:
         """Those that have left are needed again."""
+        self._dismissed.clear()
         for member in sorted(self._left):
             self._left.discard(member)
             self._gone.add(member)
@@ -362,6 +364,9 @@ class Ledger:
             now = self._clock()
             done = self.committed >= self.plan.steps
             self._record(events.Finished(now, self.committed) if done else events.Stopped(now, self.committed, "asked to"))
-        elif staying == self.plan.serving:
-            return [(server, Left()) for server in staying]
-        return []
+            return []
+        if any(member[0] != SERVING for member in staying):
+            return []
+        dismissed = [member for member in staying if member not in self._dismissed]
+        self._dismissed.update(dismissed)
+        return [(server, Left()) for server in dismissed]
