@@ -111,6 +111,13 @@ class Ledger:
 
     def handle(self, member: Member, message: Message) -> Outbox:
         """Take one message; returns what to send to whom."""
+        return self._noted(self._take(member, message))
+
+    def lose(self, member: Member, why: str) -> Outbox:
+        """A member is gone. Where parameter servers serve, the others go on; elsewhere the run ends, and they are told to stop."""
+        return self._noted(self._lose(member, why))
+
+    def _take(self, member: Member, message: Message) -> Outbox:
         match message:
             case Join():
                 return self._join(member, message)
@@ -232,7 +239,7 @@ class Ledger:
             return []
         if vote.did:
             self._idle_deaths[member[0]] = 0
-        return self._noted(self._course.vote(member, vote))
+        return self._course.vote(member, vote)
 
     def _noted(self, outbox: Outbox) -> Outbox:
         """Remember how many will measure."""
@@ -244,8 +251,7 @@ class Ledger:
 
     # --- losing ----------------------------------------------------------------------------------------------
 
-    def lose(self, member: Member, why: str) -> Outbox:
-        """A member is gone. Where parameter servers serve, the others go on; elsewhere the run ends, and they are told to stop."""
+    def _lose(self, member: Member, why: str) -> Outbox:
         if self.ended or member in self._left or member in self._gone:
             return []
         if self._course is None or not (isinstance(self._course, Serving) or member[0] == SERVING):
@@ -273,7 +279,7 @@ class Ledger:
         if self._held_up:
             return []
         outbox = self._course.lose(replica)
-        return self._noted(outbox) if outbox is not None else self._hold_up(f"{name(member)} was lost before servers had its state")
+        return outbox if outbox is not None else self._hold_up(f"{name(member)} was lost before servers had its state")
 
     def _give_up(self, replica: int, why: str) -> str | None:
         """Go on without a replica that dies each time before it has done anything, as far as that is possible."""
@@ -324,7 +330,7 @@ class Ledger:
         if any(member[0] == SERVING for member in self._gone) or not self._present:
             return []
         self._held_up = None
-        return self._noted(rolled_back(self._books, *self._turn(), self._addresses))
+        return rolled_back(self._books, *self._turn(), self._addresses)
 
     def _takes_part(self, member: Member) -> bool:
         return member[0] not in self._given_up

@@ -81,7 +81,7 @@ def test_a_bounded_run_uses_the_staleness_that_it_may() -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=3000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(some.sampled_from(sorted(UPDATES)), some.integers(1, 3), some.integers(1, 3), some.integers(0, 6), some.integers(0, 10**9))
 def test_deaths_at_any_point_many_times(update: str, replicas: int, servers: int, kills: int, seed: int) -> None:
     simulation = Simulation(served(update, replicas, servers=servers), seed, kills)

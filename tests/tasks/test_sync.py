@@ -73,6 +73,14 @@ def test_a_synchronous_server_draws_the_curve_of_one_process(curve: Trainer) -> 
     assert_one_curve(alone, curve("one", sync__strategy="server", sync__servers=3))
 
 
+def test_a_synchronous_server_has_all_replicas_evaluate_their_share(curve: Trainer) -> None:
+    curve("alone", train__evaluate_every="10 steps")
+    curve("served", train__evaluate_every="10 steps", **SERVED)
+    one, other = (curve.of(name, events.Evaluated) for name in ("alone", "served"))
+    assert [event.step for event in other] == [10, 20]
+    assert [event.loss for event in other] == pytest.approx([event.loss for event in one], rel=LOSS)
+
+
 def test_a_synchronous_server_serves_replicas_that_are_spread(curve: Trainer) -> None:
     spread = curve("tensor", layout={"replicas": 2, "tensor": 2}, sync__strategy="server", sync__servers=2)
     assert_one_curve(curve("alone"), spread)
