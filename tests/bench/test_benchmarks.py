@@ -30,7 +30,7 @@ def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["one_process", "two_replicas", "shard", "first_step", "loader", "checkpoints"])
+@pytest.mark.parametrize("name", ["one_process", "two_replicas", "shard", "buckets", "line", "sync", "first_step", "loader", "checkpoints"])
 def test_training_is_measured(name: str, tmp_path: Path) -> None:
     assert all(figure["value"] > 0 for figure in run(name, tmp_path))
 
