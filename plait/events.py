@@ -59,9 +59,9 @@ class Step(Event):
     waited: seconds in the step that each replica spent waiting for the others. load: tokens of the global batch sent to
     each expert, by layer; none for layers without a mixture of experts. bubble: of replicas whose layers are a pipeline, the share of
     its time in which a rank had nothing to compute, the mean over ranks. sync: how replicas agreed, in which phase of the run.
-    sent: bytes that each replica sent for it, and parameter servers to it; communicating: seconds in which some of it was under way, hidden behind computing
-    or not. slowest: the replica whose computing ended last. staleness: of gradients that a server applied as they came, how many
-    were so many updates old.
+    sent: bytes that each replica sent for it, and parameter servers to it; communicating: seconds in which some of it was under way,
+    hidden behind computing or not. slowest: the replica whose computing ended last. staleness: of gradients that a server applied as
+    they came, how many were so many updates old.
     """
 
     step: int

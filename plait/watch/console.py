@@ -175,6 +175,10 @@ def _evaluated(event: events.Evaluated) -> str:
     return f"step {event.step}  {event.split}: loss {loss}  perplexity {perplexity}  accuracy {_number(event.accuracy, '.1%')}"
 
 
+def _member(event: events.Lost) -> str:
+    return f"parameter server {event.rank}" if event.replica < 0 else f"replica {event.replica} (rank {event.rank})"
+
+
 def _saved(event: events.Saved) -> str:
     held = f"training held up {event.stalled:.2f} s"
     return f"step {event.step}  saved {event.path} ({event.bytes / 2**20:,.1f} MiB in {event.seconds:.1f} s, {held})"
@@ -187,7 +191,9 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Saved: _saved,
     events.SaveFailed: lambda event: f"step {event.step}  NOT saved: {event.why}; the last good checkpoint stays, training goes on",
     events.RolledBack: lambda event: f"rolled back to step {event.to_step}: {event.why}",
-    events.Lost: lambda event: f"lost replica {event.replica} (rank {event.rank}): {event.why.strip().splitlines()[-1]}",
+    events.Switched: lambda event: f"from step {event.step + 1} on: {event.sync}, since {event.why}",
+    events.Retuned: lambda event: f"buckets of {event.bucket_mib:g} MiB, for {event.why}",
+    events.Lost: lambda event: f"lost {_member(event)}: {event.why.strip().splitlines()[-1]}",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",
     events.Finished: lambda event: f"finished after step {event.step}",
 }

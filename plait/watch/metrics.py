@@ -46,6 +46,10 @@ def _step(event: Step) -> Iterator[tuple[str, float | None]]:
     yield "speed/seconds", event.seconds
     yield "memory/peak_gib", max(event.memory.values()) / 2**30 if event.memory else None
     yield from ((f"waited/replica_{replica}", seconds) for replica, seconds in event.waited.items())
+    yield from ((f"sent_mib/replica_{replica}", sent / 2**20) for replica, sent in event.sent.items() if sent)
+    yield from ((f"communicating/replica_{replica}", seconds) for replica, seconds in event.communicating.items() if seconds)
+    updates = sum(event.staleness.values())
+    yield "staleness/mean", sum(int(late) * count for late, count in event.staleness.items()) / updates if updates else None
     busiest = [(layer, max(load) * len(load) / sum(load)) for layer, load in enumerate(event.load) if any(load)]
     yield from ((f"experts/layer_{layer}_busiest_over_mean", ratio) for layer, ratio in busiest)
 
