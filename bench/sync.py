@@ -35,7 +35,7 @@ class Runs:
     def __init__(self, place: Place, nursery: Nursery) -> None:
         self._place = place
         self._nursery = nursery
-        self._steps = 8 if place.effort.tiny else 40
+        self._steps = 8 if place.effort.tiny else 20
 
     def waiting(self) -> Figure:
         """Exposed against all communication, of the replica that waits more."""
