@@ -35,12 +35,15 @@ def test_whole_runs_cover_each_step_once(update: str) -> None:
 @given(
     some.sampled_from(sorted(UPDATES)),
     some.integers(1, 3),
+    some.integers(1, 2),
     some.integers(1, 3),
     some.integers(0, 5),
     some.integers(0, 10**9),
 )
-def test_deaths_at_any_point_lose_nothing_and_count_nothing_twice(update: str, replicas: int, servers: int, kills: int, seed: int) -> None:
-    simulation = Simulation(served(update, replicas, servers=servers), seed, kills)
+def test_deaths_at_any_point_lose_nothing_and_count_nothing_twice(
+    update: str, replicas: int, ranks: int, servers: int, kills: int, seed: int
+) -> None:
+    simulation = Simulation(served(update, replicas, ranks, servers), seed, kills)
     simulation.run()
     if simulation.ledger.failure is None:
         assert coverage(simulation.recorded) == [list(range(SIZE))] * 6
