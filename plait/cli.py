@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -144,6 +145,34 @@ def verify_layouts(
     if not report.ok:
         raise ProofFailed(conclusion(report))
     print(conclusion(report))
+
+
+@app.command()
+def compare(
+    what: Annotated[
+        list[str], typer.Argument(metavar="RUN.toml [section.key=value]... | --runs DIR DIR...", help="A run file; or folders of runs.")
+    ],
+    out: Annotated[Path, typer.Option(help="The report's folder: compare.html, compare.json, runs/.")],
+    runs: Annotated[bool, typer.Option("--runs", help="Compare runs that exist.")] = False,
+    sync: Annotated[str, typer.Option(help="Strategies, with commas between.")] = "local_sgd,diloco,synchronous,bounded,asynchronous",
+    compress: Annotated[str, typer.Option(help="Codecs for allreduce, or STRATEGY/CODEC, with commas between.")] = "",
+    seeds: Annotated[int, typer.Option(help="Trainings of each.", min=1)] = 1,
+) -> None:
+    """Train under each strategy for the same tokens, or take runs that exist, and report what each costs and does to the loss."""
+    from plait.proof import compare as comparing
+    from plait.proof import report, telling
+
+    comparing.check_out(out)
+    if runs:
+        comparison = comparing.compare_runs([Path(folder) for folder in what], telling.tell)
+    else:
+        run = spec.load(what[0], what[1:])
+        names, codecs = ([name for name in text.split(",") if name.strip()] for text in (sync, compress))
+        comparison = comparing.compare(run, names, out, compress=codecs, seeds=seeds, told=telling.tell)
+    report.write(comparison, out, shlex.join(["plait", *sys.argv[1:]]))
+    telling.conclude(comparison)
+    print(f"{out / 'compare.html'}")
+    comparing.check_ended(comparison)
 
 
 def main() -> None:

@@ -195,6 +195,12 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out}: holds {', '.join(strangers[:3])}, which is no comparison; choose another folder")
 
 
+def check_ended(comparison: Comparison) -> None:
+    """Raises WorkerFailed naming variants that did not end."""
+    if failed := [f"{result.variant.name}: {result.why}" for result in comparison.results if result.why]:
+        raise WorkerFailed("did not end, and is reported so:\n" + "\n".join(f"  {each}" for each in failed))
+
+
 def chosen_names(sync: Sequence[str], compress: Sequence[str] = ()) -> list[str]:
     """Names of variants, the reference first, each once. Raises UserError for an unknown one, listing those that are known."""
     asked = [_name(text, "--sync") for text in sync]
