@@ -11,7 +11,7 @@ from contest import Ticker
 import plait
 from plait import spec
 from plait.data.batches import Batches
-from plait.ledger.messages import Work
+from plait.ledger.messages import Part
 from plait.train.loop import Loader
 
 
@@ -26,9 +26,9 @@ def main(run_file: str, ticks: str) -> None:
         tokens = 0
         for step in range(100 * hundred + 1, 100 * hundred + 101):
             whole = [[0, batches.size(step)]]
-            work = Work(step, 1, step, whole, whole)
-            loader.divisor(work)
-            tokens += sum(micro_batch.tokens_BL.size for micro_batch in loader.read(work))
+            part = Part(step, whole, whole)
+            loader.divisor(part)
+            tokens += sum(micro_batch.tokens_BL.size for micro_batch in loader.read(part))
         tick(tokens)
 
 
