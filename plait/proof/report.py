@@ -352,7 +352,8 @@ def _traffic(comparison: Comparison) -> str:
     return (
         f"<section><h2>Communication</h2><div class='pair'>{bytes_}{waiting}</div>{_traffic_table(known, comparison)}"
         '<p class="note">Sync latency is what an agreement took that computing did not hide: a step, or of local steps a round; of a '
-        "parameter server, all pushes of a step. Bandwidth: bytes sent by the seconds in which some were under way, the mean over replicas, "
+        "parameter server, all pushes of a step. Bandwidth: bytes sent by the seconds in which some were under way, "
+        "the mean over replicas, "
         "and beside it the share of what the link was measured to carry before the first step. Hidden: the share of communication that "
         "computing hid. Slowest: how often each replica was the one that the others waited for.</p></section>"
     )
