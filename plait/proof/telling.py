@@ -10,6 +10,9 @@ from plait.proof import amounts
 from plait.proof.compare import Comparison, Result, Trial, numbers_of
 from plait.proof.verdict import verdict
 
+_WIDTH = 120
+"""Of the table where a console says less, or is none."""
+
 
 def tell(trial: Trial) -> None:
     """One line, whatever its width: logs are read later, elsewhere."""
@@ -19,13 +22,13 @@ def tell(trial: Trial) -> None:
 def conclude(comparison: Comparison) -> None:
     """The table, and the verdict beneath."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for title in ("time", "tokens/s", "sent", "waiting", "training loss", "validation loss", "accuracy"):
         table.add_column(title, justify="right", no_wrap=True)
     for result in comparison.results:
         table.add_row(Text(result.variant.name, style="bold"), *_row(result))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDTH))
     for sentence in verdict(comparison):
         console.print(Text(sentence))
 
