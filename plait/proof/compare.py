@@ -204,7 +204,7 @@ def check_ended(comparison: Comparison) -> None:
 def chosen_names(sync: Sequence[str], compress: Sequence[str] = ()) -> list[str]:
     """Names of variants, the reference first, each once. Raises UserError for an unknown one, listing those that are known."""
     asked = [_name(text, "--sync") for text in sync]
-    asked += [_name(text if "/" in text else f"{REFERENCE}/{text}", "--compress") for text in compress]
+    asked += [_name(text, "--compress", "" if "/" in text else f"{REFERENCE}/") for text in compress]
     return list(dict.fromkeys([REFERENCE, *asked]))
 
 
@@ -226,8 +226,8 @@ def variant(run: spec.Run, name: str, steps: int) -> Variant:
 # --- what is run -------------------------------------------------------------------------------------------------
 
 
-def _name(text: str, option: str) -> str:
-    mode, slash, codec = text.strip().partition("/")
+def _name(text: str, option: str, before: str = "") -> str:
+    mode, slash, codec = (before + text.strip()).partition("/")
     mode = "synchronous" if mode == "server" else mode
     if mode not in (*STRATEGIES, "phases"):
         raise UserError(f"{option} {text}: {mode or 'nothing'} is no strategy; known are {', '.join(STRATEGIES)}, and phases")

@@ -21,6 +21,8 @@ WIDTH = 520
 """Of a plot; two stand beside each other."""
 CHARACTER = 6.6
 """The width of one, at 12 pixels."""
+BOLD = 7.8
+"""Of one in a curve's name."""
 _LEFT, _TOP, _LINE = 54, 10, 15
 
 
@@ -101,7 +103,7 @@ def lines(
     ends = {each.name: end for each in series if (end := _end(each)) is not None}
     x_high = max((x for x, _ in ends.values()), default=1.0) or 1.0
     together = all(x > 0.98 * x_high for x, _ in ends.values())
-    right = WIDTH - (14 + CHARACTER * max((len(name) for name in ends), default=0) if together else 14)
+    right = WIDTH - (14 + BOLD * max((len(name) for name in ends), default=0) if together else 14)
     rows = [] if together else _rows(ends, Scale(0, x_high, _LEFT, right), right)
     bottom = height - 38
     floor = bottom - _LINE * (max(rows, default=-1) + 1) - (4 if rows else 0)
@@ -285,7 +287,7 @@ def _rows(ends: dict[str, Point], x: Scale, right: float) -> list[int]:
 
 def _span(name: str, middle: float, right: float) -> Point:
     """Where a name begins and ends that stands around its place, within the plot."""
-    half = CHARACTER * len(name) / 2 + 5
+    half = BOLD * len(name) / 2 + 5
     middle = min(max(middle, _LEFT + half), right - half + 12)
     return middle - half, middle + half
 

@@ -28,7 +28,8 @@ def conclude(comparison: Comparison) -> None:
     for result in comparison.results:
         table.add_row(Text(result.variant.name, style="bold"), *_row(result))
     console = Console(soft_wrap=True, highlight=False)
-    console.print(table, width=max(console.width, _WIDTH))
+    console.width = max(console.width, _WIDTH)
+    console.print(table)
     for sentence in verdict(comparison):
         console.print(Text(sentence))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plait.proof.compare import Comparison, Result
 
-_NEAR = 0.02
+_NEAR = 0.05
 """Times closer than this are the machine's mood."""
 
 
@@ -16,9 +16,12 @@ def verdict(comparison: Comparison) -> list[str]:
     return [_of_time(comparison, others), _of_bytes(comparison, others)]
 
 
+def _first(others: list[Result]) -> Result:
+    return min(others, key=lambda result: result.ratios["seconds"].mean)
+
+
 def _of_time(comparison: Comparison, others: list[Result]) -> str:
-    reference = comparison.reference
-    first = min(others, key=lambda result: result.ratios["seconds"].mean)
+    reference, first = comparison.reference, _first(others)
     ratio = first.ratios["seconds"].mean
     whole = f"{reference.numbers['seconds'].mean:,.3g} s"
     name, theirs = first.variant.name, reference.variant.name
@@ -39,6 +42,8 @@ def _of_bytes(comparison: Comparison, others: list[Result]) -> str:
     if ratio >= 1:
         return f"None sent less than {reference.variant.name}."
     share = f"1/{1 / ratio:.0f}" if ratio < 0.1 else f"{ratio:.2f}"
+    if least is _first(others):
+        return f"{least.variant.name} also sent least, {share} of {reference.variant.name}'s bytes."
     return f"{least.variant.name} sent least, {share} of {reference.variant.name}'s bytes, {_loss(least)}."
 
 
