@@ -112,3 +112,41 @@ def test_a_layout_that_does_not_fit_names_both_settings_and_what_would(layout, m
     with pytest.raises(RunFileError) as caught:
         laid_out(**layout)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sync", "messages"),
+    [
+        ({"strategy": "local_sgd"}, ['strategy = "local_sgd" needs every']),
+        ({"strategy": "diloco", "every": "0 steps"}, ["every: a round has one step or more"]),
+        ({"strategy": "allreduce", "outer_lr": 0.7}, ["outer_lr belongs to", '"diloco"', 'leave it out with "allreduce"']),
+        ({"strategy": "local_sgd", "every": "4 steps", "outer_momentum": 0.9}, ["outer_momentum belongs to", '"diloco"', '"local_sgd"']),
+        ({"strategy": "diloco", "every": "4 steps", "servers": 2}, ['servers belongs to strategy = "server"', '"diloco"']),
+        ({"strategy": "allreduce", "update": "bounded"}, ['update belongs to strategy = "server"', '"allreduce"']),
+        ({"strategy": "allreduce", "push_every": 2}, ['push_every belongs to strategy = "server"', '"allreduce"']),
+        ({"strategy": "server", "every": "4 steps"}, ['every belongs to strategy = "local_sgd" and "diloco"', '"server"']),
+        ({"strategy": "server", "update": "bounded"}, ['update = "bounded" needs staleness', "staleness = 4"]),
+        ({"strategy": "server", "update": "asynchronous", "staleness": 4}, ['staleness belongs to update = "bounded"', '"asynchronous"']),
+        ({"strategy": "server", "staleness": 4}, ['staleness belongs to update = "bounded"', '"synchronous"']),
+        ({"strategy": "server", "damping": "inverse"}, ["damping is for pushes that are late", 'update = "synchronous"']),
+        ({"strategy": "phases"}, ['strategy = "phases" needs phases = [']),
+        ({"strategy": "allreduce", "phases": [{"strategy": "allreduce"}]}, ['phases belongs to strategy = "phases"', '"allreduce"']),
+        ({"strategy": "phases", "phases": []}, ["each but the last needs `until`"]),
+        ({"strategy": "phases", "phases": [{"strategy": "allreduce"}, {"strategy": "server"}]}, ["each but the last needs `until`"]),
+        ({"strategy": "phases", "phases": [{"strategy": "allreduce", "until": "9 steps"}]}, ["the last has none"]),
+        ({"strategy": "phases", "phases": [{"strategy": "phases"}]}, ["cannot stand inside phases"]),
+        ({"strategy": "phases", "phases": [{"strategy": "allreduce"}], "compress": "int8"}, ["compress stands in each of phases"]),
+        ({"strategy": "phases", "phases": [{"strategy": "allreduce", "until": "loss above 3"}, {"strategy": "allreduce"}]}, ["loss below"]),
+        ({"compress": "zip"}, ["sync.compress", "'bf16'"]),
+        ({"compress": "int8", "top_k": 0.1}, ['top_k belongs to compress = "topk"', '"int8"']),
+        ({"compress": "topk", "top_k": 0.0}, ["sync.top_k"]),
+        ({"link": {"latency": -1.0}}, ["sync.link.latency"]),
+        ({"link": {"bandwidth": 0}}, ["sync.link.bandwidth"]),
+        ({"bucket_mib": "small"}, ["sync.bucket_mib"]),
+    ],
+)
+def test_settings_of_the_sync_that_exclude_each_other_are_refused_by_name(sync: dict[str, object], messages: list[str]) -> None:
+    with pytest.raises(RunFileError) as refused:
+        spec.parse({**LEAST, "layout": {"replicas": 2}, "sync": sync})
+    for message in messages:
+        assert message in str(refused.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from plait.proof.compare import Spread
+from plait.proof.comparison import Spread
 
 
 def seconds(value: float) -> str:

@@ -9,15 +9,9 @@ Nothing is printed here: `told` hears of each trial, and the report is made of w
 
 from __future__ import annotations
 
-import math
-import os
-import socket
-import statistics
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 from plait import events, spec
 from plait.cluster import environment
@@ -26,106 +20,18 @@ from plait.data.batches import Batches
 from plait.data.tokens import Prepared
 from plait.errors import CheckpointError, DataError, RunFileError, UserError, WorkerFailed
 from plait.ledger import journal
+from plait.proof.comparison import Comparison, Trial, summed_up
 from plait.proof.figures import Figures, figures_of
+from plait.proof.variants import REFERENCE, Variant, chosen_names, variant
 from plait.tasks import pretrain
-from plait.tasks.evaluate import Score, evaluate
+from plait.tasks.evaluate import evaluate
 from plait.train import manifest
 from plait.train.folder import read_about, read_run
 
-REFERENCE = "allreduce"
-STRATEGIES = ("allreduce", "local_sgd", "diloco", "synchronous", "bounded", "asynchronous")
-CODECS = ("none", "bf16", "fp16", "int8", "topk")
 KEPT = ("runs", "compare.json", "compare.html")
 """What stands in OUT."""
-ROUND = {"local_sgd": 16, "diloco": 50}
-"""Steps between two averages where the run file has none; an eighth of the run if that is less."""
-_SERVED = ("synchronous", "bounded", "asynchronous")
 _ALIKE = 0.01
 """How far apart budgets of tokens may be and still be the same: the last step is whole, whatever the batch."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to agree. sync: its [sync]; chosen: settings of it that neither the run file nor its name gave."""
-
-    name: str
-    sync: dict[str, Any]
-    chosen: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """The name as a folder may have it."""
-        return self.name.replace("/", "-")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training. why: what kept it from ending; figures and score are then None."""
-
-    variant: str
-    seed: int
-    folder: Path
-    figures: Figures | None
-    score: Score | None
-    why: str | None = None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """The mean over seeds, and the deviation of one seed from it (None where there is but one)."""
-
-    mean: float
-    deviation: float | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """All trials of a variant. differences: to the reference, of the same seeds; ratios: against it."""
-
-    variant: Variant
-    trials: list[Trial]
-    numbers: dict[str, Spread]
-    differences: dict[str, Spread]
-    ratios: dict[str, Spread]
-
-    @property
-    def why(self) -> str | None:
-        """What kept one of its trials from ending."""
-        return next((trial.why for trial in self.trials if trial.why), None)
-
-    @property
-    def ended(self) -> list[tuple[Figures, Score]]:
-        return [(trial.figures, trial.score) for trial in self.trials if trial.figures is not None and trial.score is not None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where it was trained. machine: what this host is, where this host was it."""
-
-    hosts: list[str]
-    devices: list[str]
-    machine: str | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The reference stands first. run: the reference's, resolved."""
-
-    results: list[Result]
-    run: spec.Run
-    parameters: int
-    replicas: int
-    place: Place
-    seeds: int
-    existing: bool
-
-    @property
-    def reference(self) -> Result:
-        return self.results[0]
-
-    @property
-    def emulated(self) -> bool:
-        return any(figures.link is not None and figures.link.emulated for result in self.results for figures, _ in result.ended)
 
 
 Told = Callable[[Trial], None]
@@ -159,7 +65,7 @@ def compare(
         trials = [_train(each, seed, settled, _folder(out, each, seed), nursery, told) for each, seed, settled in planned]
     if failed := [trial for trial in trials if trial.why and trial.variant == REFERENCE]:
         raise WorkerFailed(f"the reference did not end, and there is nothing to compare with: {failed[0].why}")
-    return _comparison(chosen, trials, existing=False)
+    return summed_up(chosen, trials, existing=False)
 
 
 def compare_runs(folders: Sequence[Path], told: Told = lambda _: None) -> Comparison:
@@ -184,7 +90,7 @@ def compare_runs(folders: Sequence[Path], told: Told = lambda _: None) -> Compar
         trials.append(Trial(names[folder], runs[folder].train.seed, folder, figures[folder], score))
         told(trials[-1])
     chosen = [Variant(names[folder], runs[folder].resolved()["sync"]) for folder in ordered]
-    return _comparison(chosen, trials, existing=True)
+    return summed_up(chosen, trials, existing=True)
 
 
 def check_out(out: Path) -> None:
@@ -201,57 +107,7 @@ def check_ended(comparison: Comparison) -> None:
         raise WorkerFailed("did not end, and is reported so:\n" + "\n".join(f"  {each}" for each in failed))
 
 
-def chosen_names(sync: Sequence[str], compress: Sequence[str] = ()) -> list[str]:
-    """Names of variants, the reference first, each once. Raises UserError for an unknown one, listing those that are known."""
-    asked = [_name(text, "--sync") for text in sync]
-    asked += [_name(text, "--compress", "" if "/" in text else f"{REFERENCE}/") for text in compress]
-    return list(dict.fromkeys([REFERENCE, *asked]))
-
-
-def variant(run: spec.Run, name: str, steps: int) -> Variant:
-    """A strategy's [sync]: what the run file says that belongs to it, and for the rest a default. steps: of the whole run.
-
-    Nothing is compressed but where the name says so.
-    """
-    mode, _, codec = name.partition("/")
-    if mode == "phases" and run.sync.strategy != "phases":
-        raise RunFileError('--sync phases: the run file has no phases; write sync.strategy = "phases" and sync.phases')
-    kept = _belonging(run, mode, codec)
-    chosen = {key: value for key, value in _defaults(run, mode, steps).items() if key not in kept}
-    compress = {"compress": codec} if codec else {}
-    strategy: dict[str, Any] = {"strategy": "server", "update": mode} if mode in _SERVED else {"strategy": mode}
-    return Variant(name, {**strategy, **kept, **chosen, **compress}, chosen)
-
-
 # --- what is run -------------------------------------------------------------------------------------------------
-
-
-def _name(text: str, option: str, before: str = "") -> str:
-    mode, slash, codec = (before + text.strip()).partition("/")
-    mode = "synchronous" if mode == "server" else mode
-    if mode not in (*STRATEGIES, "phases"):
-        raise UserError(f"{option} {text}: {mode or 'nothing'} is no strategy; known are {', '.join(STRATEGIES)}, and phases")
-    if (slash and codec not in CODECS) or (slash and mode == "phases"):
-        known = "phases have a codec each, in the run file" if mode == "phases" else f"known are {', '.join(CODECS)}"
-        raise UserError(f"{option} {text}: {codec or 'nothing'} is no codec here; {known}")
-    return mode if codec in ("", "none") else f"{mode}/{codec}"
-
-
-def _belonging(run: spec.Run, mode: str, codec: str) -> dict[str, Any]:
-    """Settings of the run file's [sync] that mean something under another strategy."""
-    given = run.resolved()["sync"]
-    strategy = "server" if mode in _SERVED else mode
-    belongs = {"bucket_mib", "link"} | {key for key, strategies in spec.Sync.OF_STRATEGY.items() if strategy in strategies}
-    belongs |= {"servers"} if mode in _SERVED else {"phases"} if mode == "phases" else set()
-    belongs |= {"top_k"} if codec == "topk" else set()
-    belongs -= {"update", *({"staleness"} if mode != "bounded" else ()), *({"damping"} if mode == "synchronous" else ())}
-    return {key: value for key, value in given.items() if key in belongs}
-
-
-def _defaults(run: spec.Run, mode: str, steps: int) -> dict[str, Any]:
-    if mode in ROUND:
-        return {"every": f"{max(1, min(ROUND[mode], steps // 8))} steps"}
-    return {"staleness": max(4, run.layout.replicas - 1)} if mode == "bounded" else {}
 
 
 def _run_of(run: spec.Run, chosen: Variant, seed: int) -> spec.Run:
@@ -363,103 +219,3 @@ def _distinct_names(folders: Sequence[Path]) -> dict[Path, str]:
         taken = next(count for count in range(1, len(mine) + 1) if all(mine[-count:] != theirs[-count:] for theirs in others))
         names[folder] = "/".join(mine[-taken:])
     return names
-
-
-# --- figures over seeds ------------------------------------------------------------------------------------------
-
-
-def numbers_of(figures: Figures, score: Score) -> dict[str, float]:
-    """The figures of a trial that are one number each, by the names that JSON has; what is not known is left out."""
-    wait = figures.waiting
-    waits = {} if wait is None else {"wait_p50": wait.p50, "wait_p95": wait.p95, "wait_longest": wait.longest}
-    named = {name: getattr(figures, name) for name in _OF_FIGURES} | waits | {name: getattr(score, name) for name in _OF_SCORE}
-    return {name: float(value) for name, value in named.items() if value is not None and math.isfinite(value)}
-
-
-_OF_FIGURES = (
-    "steps",
-    "tokens",
-    "seconds",
-    "step_seconds",
-    "tokens_per_s",
-    "sent",
-    "sent_per_token",
-    "communicating",
-    "bandwidth",
-    "bandwidth_share",
-    "overlapped",
-    "waited",
-    "waited_share",
-    "train_loss",
-)
-_OF_SCORE = ("loss", "perplexity", "accuracy")
-
-
-def _comparison(chosen: Sequence[Variant], trials: Sequence[Trial], existing: bool) -> Comparison:
-    by_variant = {each.name: [trial for trial in trials if trial.variant == each.name] for each in chosen}
-    references = by_variant[chosen[0].name]
-    results = [_result(each, by_variant[each.name], references) for each in chosen]
-    first = references[0].folder
-    histories = [journal.read(trial.folder / "events.jsonl") for trial in trials]
-    started = next((event for event in histories[0] if isinstance(event, events.Started)), None)
-    return Comparison(
-        results,
-        read_run(first),
-        started.parameters if started else 0,
-        started.replicas if started else 1,
-        _place([event for history in histories for event in history]),
-        len(references),
-        existing,
-    )
-
-
-def _result(chosen: Variant, trials: list[Trial], references: list[Trial]) -> Result:
-    """Differences are taken seed by seed; between runs that exist, whatever their seeds."""
-    own = [_numbers(trial) for trial in trials]
-    pairs = list(zip(own, [_numbers(trial) for trial in references], strict=True))
-    return Result(
-        chosen,
-        trials,
-        _over_seeds(own),
-        _over_seeds([_against(mine, theirs, "difference") for mine, theirs in pairs]),
-        _over_seeds([_against(mine, theirs, "ratio") for mine, theirs in pairs]),
-    )
-
-
-def _numbers(trial: Trial) -> dict[str, float]:
-    return {} if trial.figures is None or trial.score is None else numbers_of(trial.figures, trial.score)
-
-
-def _against(mine: dict[str, float], theirs: dict[str, float], how: Literal["difference", "ratio"]) -> dict[str, float]:
-    both = [name for name in mine if name in theirs]
-    if how == "difference":
-        return {name: mine[name] - theirs[name] for name in both}
-    return {name: mine[name] / theirs[name] for name in both if theirs[name]}
-
-
-def _over_seeds(rows: list[dict[str, float]]) -> dict[str, Spread]:
-    """Of figures that all seeds have."""
-    names = [name for name in rows[0] if all(name in row for row in rows)]
-    return {name: _spread([row[name] for row in rows]) for name in names}
-
-
-def _spread(values: list[float]) -> Spread:
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
-
-
-def _place(history: list[events.Event]) -> Place:
-    joined = [event for event in history if isinstance(event, events.Joined)]
-    hosts = list(dict.fromkeys(event.host for event in joined))
-    devices = list(dict.fromkeys(event.device for event in history if isinstance(event, events.Started)))
-    return Place(hosts, devices, _machine() if socket.gethostname() in hosts else None)
-
-
-def _machine() -> str:
-    """This host's processor and cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    cores = len(os.sched_getaffinity(0))
-    return f"{model}, {cores} cores".removeprefix(", ")

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plait.proof import amounts
-from plait.proof.compare import Comparison, Result, Trial, numbers_of
+from plait.proof.comparison import Comparison, Result, Trial, numbers_of
 from plait.proof.verdict import verdict
 
 _WIDTH = 120

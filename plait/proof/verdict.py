@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plait.proof.compare import Comparison, Result
+from plait.proof.comparison import Comparison, Result
 
 _NEAR = 0.05
 """Times closer than this are the machine's mood."""

@@ -73,8 +73,8 @@ def expect_refusal(plait: Plait, words: list[str], example: Shown) -> None:
 
 def smaller(words: list[str]) -> list[str]:
     """What makes a command quick. Trainings are made small by the fixture `smoke`, behind the reading of their own settings."""
-    if words[:2] in (["data", "prepare"], ["verify", "layouts"]):
-        spec.load(words[2], [word for word in words[3:] if "." in word and "=" in word])
+    if words[:2] in (["data", "prepare"], ["verify", "layouts"]) or (words[0] == "compare" and "--runs" not in words):
+        spec.load(next(word for word in words if word.endswith(".toml")), [word for word in words[3:] if "." in word and "=" in word])
         return SMOKE
     return ["--tokens", "4"] if words[0] == "generate" and "--help" not in words else []
 

@@ -17,7 +17,7 @@ from plait.cluster.nursery import Nursery
 from plait.errors import CheckpointError, DataError, RunFileError, UserError, WorkerFailed
 from plait.proof import compare as comparing
 from plait.proof import report
-from plait.proof.compare import Comparison, Spread, Trial
+from plait.proof.comparison import Comparison, Spread, Trial
 from plait.proof.verdict import verdict
 from plait.tasks import pretrain
 from tests.runs import history_of, steps_of, tiny

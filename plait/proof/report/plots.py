@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from plait.proof.markup import text
+from plait.proof.report.markup import text
 
 Point = tuple[float, float]
 Show = Callable[[float], str]
