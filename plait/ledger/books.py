@@ -173,11 +173,18 @@ class Books:
     def due(self, step: int, saves_on_stop: bool = True) -> Due:
         """What is to be done after a step."""
         plan, last = self.plan, step == self.plan.steps
-        asked = self._save_asked or (self.stopping and saves_on_stop)
-        save = last or asked or bool(plan.save_every and step % plan.save_every == 0)
+        save = self._save_planned(step) or (self.stopping and saves_on_stop)
         evaluate = bool(plan.evaluate_every and plan.evaluation_size and (last or step % plan.evaluate_every == 0))
         self._save_asked = False
         return Due(save, evaluate)
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint follows a step, as far as is known while it is computed."""
+        return self._save_planned(step) or self.stopping
+
+    def _save_planned(self, step: int) -> bool:
+        every = self.plan.save_every
+        return self._save_asked or step == self.plan.steps or bool(every and step % every == 0)
 
     def resize(self) -> int:
         """A better size for buckets than the present one, or 0."""

@@ -49,7 +49,8 @@ class Work:
     """A lease: this replica's part of one unit, in steps one after the other (one, but for a round).
 
     unit: the lease's number; numbers rise through a run, whatever they count. phase: of the run, by which replicas agree. era: the number
-    of what parameter servers were filled with. fill: this replica hands its state to them before anything else.
+    of what parameter servers were filled with. fill: this replica hands its state to them before anything else. owing_nothing: pushes
+    bring all that compression has held back, since a checkpoint follows.
     """
 
     unit: int
@@ -58,6 +59,7 @@ class Work:
     phase: int = 0
     era: int = 0
     fill: bool = False
+    owing_nothing: bool = False
 
     @property
     def step(self) -> int:

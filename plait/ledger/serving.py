@@ -177,7 +177,8 @@ class Serving:
             return Work(unit, books.generation, [], books.phase, self._era, fill)
         self._out[unit] = Push(replica, piece, self._version)
         whole = [[0, self._plan.size(piece.step)]] if self._stepwise else [piece.span]
-        return Work(unit, books.generation, [Part(piece.step, [piece.span], whole)], books.phase, self._era, fill)
+        part = Part(piece.step, [piece.span], whole)
+        return Work(unit, books.generation, [part], books.phase, self._era, fill, books.saves(piece.step))
 
     def _take(self) -> Piece | None:
         """The next piece. A step that was begun is ended, whether the phase is over or the run is to stop; as they come, on a stop what

@@ -25,6 +25,17 @@ class Feedback:
         self.residuals: dict[int, Tensor] = {}
         self._staged: dict[int, Tensor] = {}
 
+    @property
+    def feeds_back(self) -> bool:
+        """Whether anything is ever held back."""
+        return self.codec is not None and self.codec.feeds_back
+
+    def pay(self, values_N: Tensor, key: int) -> list[Tensor]:
+        """A bucket as it is, with all that was held back of it."""
+        held = self._staged.get(key, self.residuals.get(key))
+        self._staged[key] = torch.zeros_like(values_N)
+        return [values_N if held is None else values_N + held]
+
     def encode(self, values_N: Tensor, key: int, unit: tuple[int, ...]) -> list[Tensor]:
         """The payload of a bucket. unit: what is sent of it, so that no rounding is like another."""
         if self.codec is None:

@@ -186,12 +186,16 @@ class PushPull:
     def _push(self, part: Part, replica: Replica) -> None:
         assert self._work is not None
         gradients, unit = replica.gradients, self._work.unit
+        as_it_is = self._work.owing_nothing and self._feedback.feeds_back
         for line, held in zip(self._lines, self._held, strict=True):
             payloads = [
-                self._feedback.encode(gradients.buckets[index], gradients.keys[index], (part.step, part.ranges[0][0])) for index in held
+                self._feedback.pay(gradients.buckets[index], gradients.keys[index])
+                if as_it_is
+                else self._feedback.encode(gradients.buckets[index], gradients.keys[index], (part.step, part.ranges[0][0]))
+                for index in held
             ]
             head: dict[str, object] = {"kind": "push", "era": self._work.era, "rank": self._member[1], "unit": unit}
-            head |= {"phase": self._work.phase, "parts": [len(payload) for payload in payloads]}
+            head |= {"phase": None if as_it_is else self._work.phase, "parts": [len(payload) for payload in payloads]}
             self._send(line, head, [tensor for payload in payloads for tensor in payload])
 
     def _send(self, line: Line, head: dict[str, object], tensors: list[Tensor]) -> None:

@@ -125,7 +125,8 @@ class Server:
     def _keep(self, head: dict[str, Any], message: Message) -> None:
         """A push, all of it: from now on it is the ledger's to say what becomes of it."""
         unit, rank = int(head["unit"]), int(head["rank"])
-        gradients = self._slices[rank].read(message.tensors, head["parts"], self._codecs[head["phase"]])
+        codec = None if head["phase"] is None else self._codecs[head["phase"]]
+        gradients = self._slices[rank].read(message.tensors, head["parts"], codec)
         self._pushes[unit, rank] = Push(message, gradients)
         self._ledger.tell(Received(unit, rank))
 

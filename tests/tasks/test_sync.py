@@ -286,6 +286,14 @@ def test_what_compression_held_back_is_dealt_again_to_another_number_of_replicas
     assert len(curve("out", layout__replicas=2, **settings)) == STEPS
 
 
+def test_a_checkpoint_owes_nothing_of_what_pushes_held_back(curve: Trainer) -> None:
+    """One worker, so that what it holds back is the same each time: all that it had held back at the cut is in it."""
+    settings = {"sync": {"strategy": "server", "compress": "topk", "top_k": 0.05}, "checkpoint__every": "3 steps"}
+    undisturbed = curve("undisturbed", **settings)
+    assert_one_curve(undisturbed, curve("killed", (SignalAt(8, replica=-1, rank=0),), **settings))
+    assert undisturbed[7].sent["0"] < 0.7 * undisturbed[8].sent["0"], "pushes of a step that is saved come whole"
+
+
 def test_pushes_are_compressed_too(curve: Trainer) -> None:
     plain = curve("plain", train__precision="fp32", **SERVED)
     packed = curve("packed", train__precision="fp32", sync__compress="int8", **SERVED)
