@@ -147,6 +147,24 @@ def verify_layouts(
     print(conclusion(report))
 
 
+@verify.command("run")
+def verify_run(
+    folder: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Prove from a run's journal that each sample of each committed step was used exactly once; exit code 3 where one was not."""
+    from plait.errors import ProofFailed
+    from plait.proof import coverage, showing
+
+    proof = coverage.verify_run(folder)
+    if as_json:
+        print(json.dumps(proof.as_dict()))
+    if not proof.ok:
+        raise ProofFailed("" if as_json else f"{folder}: {showing.coverage(proof)}")
+    if not as_json:
+        print(f"{folder}: {showing.coverage(proof)}")
+
+
 @app.command()
 def compare(
     what: Annotated[

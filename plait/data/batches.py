@@ -117,8 +117,7 @@ class Batches:
         return sources, samples
 
     def _stage(self, step: int) -> _Stage:
-        assert step >= 1, step
-        return next(stage for stage in reversed(self._stages) if stage.first_step <= step)
+        return _stage_of(self._stages, step)
 
     def _steps_until(self, samples: int) -> int:
         """Steps that it takes to see so many samples."""
@@ -219,6 +218,17 @@ class _Stage:
     first_step: int
     first_sample: int
     batch: int
+
+
+def batch_sizes(train: spec.Train, sequence: int) -> Callable[[int], int]:
+    """Sequences in the global batch of a step, from settings alone."""
+    stages = _stages(train, sequence)
+    return lambda step: _stage_of(stages, step).batch
+
+
+def _stage_of(stages: list[_Stage], step: int) -> _Stage:
+    assert step >= 1, step
+    return next(stage for stage in reversed(stages) if stage.first_step <= step)
 
 
 def _stages(train: spec.Train, sequence: int) -> list[_Stage]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plait.proof.coverage import Proof, Recovery
 from plait.proof.layouts import Compared, Report, Tolerance, named
 
 _WIDTH = 36
@@ -30,3 +31,31 @@ def conclusion(report: Report) -> str:
     failed = sum(not compared.ok for compared in report.layouts)
     held = f"{len(report.layouts)} layouts draw the curve of one process"
     return "\n".join([*lines, f"{failed} of {len(report.layouts)} layouts do NOT draw the curve of one process" if failed else held])
+
+
+def coverage(proof: Proof) -> str:
+    """What a journal proves, and what the run went through."""
+    state = "finished" if proof.finished else "not finished"
+    whole = f" of {proof.planned}" if proof.planned else ""
+    lines = [
+        f"{proof.steps}{whole} steps committed, {state}: {proof.samples:,} samples of the run",
+        f"{proof.generations} {_many('generation', proof.generations)}, resumed {proof.resumed} {_many('time', proof.resumed)}, "
+        f"{len(proof.recoveries)} {_many('failure', len(proof.recoveries))}, {len(proof.skipped)} steps skipped as not finite",
+        *(f"  {_recovery(recovery)}" for recovery in proof.recoveries),
+    ]
+    if proof.ok:
+        return "\n".join([*lines, "each sample of each committed step was used exactly once"])
+    return "\n".join([*lines, f"{len(proof.wrong)} faults:", *(f"  {fault}" for fault in proof.wrong)])
+
+
+def _recovery(recovery: Recovery) -> str:
+    who = " and ".join(f"replica {replica} rank {rank}" if replica >= 0 else f"server {rank}" for replica, rank in recovery.lost)
+    lost = f"lost {who}: {recovery.why}" if who else f"rolled back: {recovery.why}"
+    again = f", {recovery.void} steps done again" if recovery.void else ""
+    if recovery.step is None:
+        return f"{lost}; no step was committed since{again}"
+    return f"{lost}; step {recovery.step} was committed {recovery.seconds:.2f} s later{again}"
+
+
+def _many(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"

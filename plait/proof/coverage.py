@@ -1,0 +1,138 @@
+"""Promise 2, proved from a run's journal: each sample of each committed step was used exactly once, whatever happened to the run.
+
+What a step's global batch holds is a pure function of (data, seed, step), so that a run is covered once each committed step is, and
+committed steps are 1, 2, 3 ... without a gap:
+
+    step 7    0: [0, 5)   2: [5, 8)        each position of the batch in one share, and in one alone
+
+Steps that a rollback or a resume made void are no part of it; they are told beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plait import events
+from plait.data.batches import batch_sizes
+from plait.errors import CheckpointError
+from plait.events import Event, Ranges, Step
+from plait.ledger import journal
+from plait.train.folder import read_run
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """Failures, and the first step that was committed after them. seconds: from the first of them to there; None where none came.
+
+    lost: (replica, rank) of processes; void: steps that were computed again.
+    """
+
+    lost: list[tuple[int, int]]
+    why: str
+    step: int | None
+    seconds: float | None
+    void: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """steps: committed; planned: None for a journal that never began. samples: sequences used. wrong: each fault, a line."""
+
+    steps: int
+    planned: int | None
+    samples: int
+    finished: bool
+    generations: int
+    resumed: int
+    recoveries: list[Recovery]
+    skipped: list[int]
+    wrong: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return not self.wrong
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_run(folder: Path) -> Proof:
+    """Of a run that has ended, or that goes on. Raises CheckpointError where there is none, or its journal cannot be read."""
+    run = read_run(folder)
+    path = folder / "events.jsonl"
+    try:
+        history = journal.read(path)
+    except events.Unreadable as error:
+        raise CheckpointError(f"{path}: a line is no event of this version: {error}") from None
+    size = batch_sizes(run.train, run.data.sequence)
+    steps = events.committed(history)
+    return Proof(
+        steps=len(steps),
+        planned=next((event.steps for event in reversed(history) if isinstance(event, events.Started)), None),
+        samples=sum(size(step.step) for step in steps),
+        finished=bool(history) and any(isinstance(event, events.Finished) for event in history),
+        generations=len({step.generation for step in steps}),
+        resumed=sum(isinstance(event, events.Resumed) for event in history),
+        recoveries=list(_recoveries(history)),
+        skipped=[step.step for step in steps if step.skipped],
+        wrong=[*_order(steps), *(fault for step in steps for fault in _cover(step, size(step.step)))],
+    )
+
+
+def _order(steps: Sequence[Step]) -> Iterable[str]:
+    """Committed steps are 1, 2, 3 ..."""
+    for expected, step in enumerate(steps, 1):
+        if step.step != expected:
+            yield f"step {step.step} stands where step {expected} should"
+            return
+
+
+def _cover(step: Step, size: int) -> Iterable[str]:
+    """Each position of the batch is in one share."""
+    used = sorted((first, end, replica) for replica, ranges in step.shares.items() for first, end in ranges)
+    reached, by = 0, ""
+    for first, end, replica in used:
+        if first > reached:
+            yield f"step {step.step}: positions {_said([[reached, first]])} of {size} were used by none"
+        elif first < reached:
+            yield f"step {step.step}: positions {_said([[first, min(end, reached)]])} were used by replica {by} and by replica {replica}"
+        if end > reached:
+            reached, by = end, replica
+    if reached != size:
+        missing = [[reached, size]] if reached < size else [[size, reached]]
+        yield f"step {step.step}: positions {_said(missing)} {'were used by none' if reached < size else 'are beyond its batch'} of {size}"
+
+
+def _said(ranges: Ranges) -> str:
+    return ", ".join(f"[{first}, {end})" for first, end in ranges)
+
+
+def _recoveries(history: Sequence[Event]) -> Iterable[Recovery]:
+    """Failures that follow one another without a committed step between are one."""
+    lost: list[events.Lost] = []
+    began, void, last, back = 0.0, 0, 0, ""
+    for event in history:
+        match event:
+            case events.Lost():
+                began = began if lost or back else event.time
+                lost.append(event)
+            case events.RolledBack(time, to_step, why):
+                began, back = (began if lost or back else time), why
+                void, last = void + max(0, last - to_step), to_step
+            case events.Resumed(time, from_step):  # who started it again, and when, is not the run's doing
+                began, void, last = time, void + max(0, last - from_step), from_step
+            case Step():
+                if lost or back:
+                    yield _recovery(lost, back, event, event.time - began, void)
+                    lost, void, back = [], 0, ""
+                last = event.step
+    if lost or back:
+        yield _recovery(lost, back, None, None, void)
+
+
+def _recovery(lost: list[events.Lost], back: str, step: Step | None, seconds: float | None, void: int) -> Recovery:
+    why = lost[0].why if lost else back
+    return Recovery([(each.replica, each.rank) for each in lost], why, step.step if step else None, seconds, void)
