@@ -93,9 +93,9 @@ def main() -> None:
     """A worker's life: a request, its texts, an answer, until the parent closes the pipe or dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    with contextlib.suppress(BrokenPipeError):  # the parent died: what is written stands
-        while (frame := _receive(requests)) is not None:
-            answer = _answer_to(json.loads(frame), requests)
+    with contextlib.suppress(BrokenPipeError, EOFError):  # the parent died: what is written stands, half a request is no request
+        while True:
+            answer = _answer_to(json.loads(_receive(requests)), requests)
             _frame(answers, json.dumps(answer).encode())
 
 
@@ -159,9 +159,10 @@ def _send_texts(process: subprocess.Popen[bytes], texts: list[str]) -> None:
 
 def _answer(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     assert process.stdout is not None
-    frame = _receive(process.stdout)
-    if frame is None:
-        raise _died(process)
+    try:
+        frame = _receive(process.stdout)
+    except EOFError:
+        raise _died(process) from None
     return _checked(json.loads(frame))
 
 
@@ -186,11 +187,16 @@ def _frame(stream: Any, content: bytes) -> None:
     stream.flush()
 
 
-def _receive(stream: Any) -> bytes | None:
-    length = stream.read(_LENGTH.size)
-    if len(length) < _LENGTH.size:
-        return None
-    content: bytes = stream.read(_LENGTH.unpack(length)[0])
+def _receive(stream: Any) -> bytes:
+    """A whole frame. Raises EOFError: the other side ended, in the middle of it or before."""
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    return _exactly(stream, length)
+
+
+def _exactly(stream: Any, count: int) -> bytes:
+    content: bytes = stream.read(count)
+    if len(content) < count:
+        raise EOFError
     return content
 
 
@@ -199,8 +205,7 @@ def _texts(stream: BinaryIO) -> list[str]:
 
 
 def _cut(stream: BinaryIO) -> Iterator[str]:
-    lengths = _receive(stream) or b""
-    content = _receive(stream) or b""
+    lengths, content = _receive(stream), _receive(stream)
     start = 0
     for (length,) in _LENGTH.iter_unpack(lengths):
         yield content[start : start + length].decode()

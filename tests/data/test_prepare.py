@@ -1,6 +1,7 @@
 """Preparing: the right tokens, found again, resumed after a kill, and never half there."""
 
 import errno
+import io
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,6 +189,23 @@ def test_a_killed_preparation_goes_on_where_it_was(ready: spec.Data, tmp_path: P
     assert not {int(path.stem) for path in kept} & set(written)
     assert not list(Path(data.prepared).glob("*.making"))
     assert not list(Path(data.prepared).glob("**/*.part"))
+
+
+@pytest.mark.parametrize("arrived", [0.1, 0.5, 0.9, 1.0])
+def test_a_request_cut_off_by_the_parents_death_leaves_no_piece(ready: spec.Data, tmp_path: Path, arrived: float) -> None:
+    stored = prepare.prepare(ready).folder / "tokenizer.json"
+    request = {"do": "write", "folder": str(tmp_path), "number": 0, "source": 0, "read": 0, "tokenizer": str(stored), "pattern": None}
+    request["splits"] = ready.split.model_dump()
+    pipe = io.BytesIO()
+    process: Any = SimpleNamespace(stdin=pipe)
+    worker._send(process, request)
+    start = len(pipe.getvalue())
+    worker._send_texts(process, documents(40))
+    whole = pipe.getvalue()
+    sent = whole[: start + round((len(whole) - start) * arrived)]
+    command = [sys.executable, "-m", "plait.data.worker"]
+    done = subprocess.run(command, input=sent, stdout=subprocess.PIPE, check=True)
+    assert bool(done.stdout) == (tmp_path / "00000000.npz").exists() == (arrived == 1.0)
 
 
 def test_two_preparations_at_once_make_one_folder(tmp_path: Path) -> None:
