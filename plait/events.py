@@ -149,6 +149,24 @@ class Lost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Regrouped(Event):
+    """Another membership, after `step`: the replicas that go on together; `new` ones take the state from the others."""
+
+    generation: int
+    step: int
+    replicas: list[int]
+    new: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting(Event):
+    """Too few replicas are left, and the run waits for others."""
+
+    replicas: int
+    fewest: int
+
+
+@dataclass(frozen=True, slots=True)
 class Linked(Event):
     """The link between replicas, measured before the first step: seconds of the smallest message, bytes a second of large ones.
     emulated: made slower on purpose."""
@@ -206,6 +224,8 @@ KINDS: tuple[type[Event], ...] = (
     Retuned,
     Switched,
     Lost,
+    Regrouped,
+    Waiting,
     Stopped,
     Finished,
 )

@@ -11,12 +11,13 @@ from plait.ledger.messages import Member
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run is and what it goes on from: the same for all its workers."""
+    """Where a run is and what it goes on from: the same for all its workers. faults: failures on purpose."""
 
     run: dict[str, Any]
     folder: Path
     prepared: Path
     resume: Path | None
+    faults: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Config:
     """All that a worker is told, as plain values.
 
     store: where replicas meet, a folder on this host or "host:port". listen: where a parameter server waits for workers. attempt: how often
-    this member has been started before. resume: a checkpoint, or None.
+    this member has been started before. resume: a checkpoint, or None. elastic: whether others go on when a replica is lost.
+    faults: a script of failures.
     """
 
     run: dict[str, Any]
@@ -40,3 +42,5 @@ class Config:
     listen: str
     resume: str | None
     attempt: int = 0
+    elastic: bool = False
+    faults: tuple[dict[str, Any], ...] = ()

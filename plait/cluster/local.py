@@ -31,6 +31,8 @@ from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
 
 WORKER = "plait.cluster.worker:main"
+FAULTY = "plait.cluster.faults:main"
+"""One that fails where it is told to."""
 LAST_WORDS = 1.0
 """Seconds for a message of a worker that has ended to arrive."""
 GRACE = 3.0
@@ -61,7 +63,8 @@ class Parent:
         self._wanted: set[Member] = set()
         self._mourned: dict[Member, tuple[int, float]] = {}
         for member in ledger.expected:
-            self._fork(member)
+            if member not in ledger.plan.late:
+                self._fork(member)
 
     def run(self, signals: Signals) -> None:
         poller = zmq.Poller()
@@ -74,18 +77,23 @@ class Parent:
                 self._watch(self._nursery.fileno() in ready)
                 self._replace()
                 self._pass_on(signals)
+        except BaseException:
+            for worker in self._alive:
+                self._nursery.signal(worker, signal.SIGKILL)
+            raise
         finally:
             self._part(poller)
 
     def _fork(self, member: Member) -> None:
         worker = f"{self._place.name}/{member[0]}.{member[1]}.{self._attempts[member]}"
         self._alive[worker] = member
-        self._nursery.fork(worker, WORKER, asdict(self._config(member)))
+        self._nursery.fork(worker, FAULTY if self._site.faults else WORKER, asdict(self._config(member)))
         self._attempts[member] += 1
 
     def _config(self, member: Member) -> Config:
         site, plan, place = self._site, self._ledger.plan, self._place
-        resume = None if self._attempts[member] else site.resume  # whoever comes later is told what to begin from
+        first = not self._attempts[member] and member not in plan.late
+        resume = site.resume if first else None  # whoever comes later is told what to begin from
         return Config(
             run=site.run,
             folder=str(site.folder),
@@ -100,6 +108,8 @@ class Parent:
             listen=f"ipc://{place}/server-{member[1]}.{self._attempts[member]}" if member[0] == SERVING else "",
             resume=str(resume) if resume else None,
             attempt=self._attempts[member],
+            elastic=plan.elastic,
+            faults=site.faults,
         )
 
     def _answer(self) -> None:
@@ -118,9 +128,7 @@ class Parent:
                 del self._mourned[member]
             elif killed or time.monotonic() > since + LAST_WORDS:
                 del self._mourned[member]
-                self._server.send(self._ledger.lose(member, _how_it_ended(status)))
-        if not self._alive and not self._mourned and not self._wanted and not self._ledger.ended:
-            self._server.send(self._ledger.believe_echoes())
+                self._server.send(self._ledger.lose(member, self._ledger.last_words(member) or _how_it_ended(status)))
 
     def _replace(self) -> None:
         """Start members again, once what is left of them has ended: of a replica that lost a rank, all ranks."""

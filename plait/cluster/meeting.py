@@ -67,9 +67,9 @@ class Meeting:
 
     def _open(self) -> Store:
         if self.world.address is None:
-            return local_store(Path(self.place), self.world.size)
+            return local_store(Path(self.place))
         host, _, port = self.world.address.rpartition(":")
-        return network_store(host, int(port), self.world.size, self.world.serving and self.world.rank == 0)
+        return network_store(host, int(port), self.world.serving and self.world.rank == 0)
 
 
 def lead(meeting: Meeting, site: Site, ledger: Ledger) -> None:

@@ -11,18 +11,21 @@ from plait.ledger.plan import Agreement, Plan
 from plait.plan import counts, hardware
 
 
-def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
-    """Raises DataError where the validation split is missing or too short."""
+def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool = False) -> Plan:
+    """elastic: whether there is someone who starts replicas again. Raises DataError where the validation split is missing or too short."""
     evaluate_every = run.train.evaluate_every
     save_every = run.checkpoint.every
     return Plan(
-        replicas=run.layout.replicas,
+        replicas=run.most_replicas if elastic else run.layout.replicas,
+        beginning=run.layout.replicas,
+        fewest=run.fewest_replicas if elastic else run.layout.replicas,
+        elastic=elastic,
         ranks=run.layout.ranks,
         layout={axis: size for axis in run.layout.INNER if (size := getattr(run.layout, axis)) > 1},
         steps=batches.steps,
         size=batches.size,
         targets=cache(batches.targets),
-        capacity=tuple(run.balance.capacity or [1.0] * run.layout.replicas),
+        capacity=_capacity(run),
         save_every=batches.steps_of(save_every) if save_every else None,
         evaluate_every=batches.steps_of(evaluate_every) if evaluate_every else None,
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
@@ -34,6 +37,13 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches) -> Plan:
         flops_per_token=_flops_per_token(run, prepared),
         peak_flops=lambda name: hardware.peak_flops(name, run.train.precision),
     )
+
+
+def _capacity(run: spec.Run) -> tuple[float, ...]:
+    """Who comes later can do as much as those that were there can on average."""
+    stated = run.balance.capacity or [1.0] * run.layout.replicas
+    mean = sum(stated) / len(stated)
+    return (*stated, *[mean] * (max(run.most_replicas, run.layout.replicas) - len(stated)))
 
 
 def _evaluation_size(run: spec.Run, prepared: Prepared) -> int:

@@ -18,7 +18,7 @@ from plait.cluster.signals import Signals
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.errors import UserError
-from plait.ledger.messages import SERVING, Failed, Join, Link
+from plait.ledger.messages import SERVING, Failed, Join
 from plait.ledger.wire import LedgerClient, RunClosed
 from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers
@@ -29,10 +29,10 @@ from plait.replica.schedule import rate
 from plait.sync import link
 from plait.sync.allreduce import AllReduce
 from plait.sync.compress import build_codec
-from plait.sync.deal import ByReplica
 from plait.sync.group import local_store, make_group, network_store
 from plait.sync.line import Listener
 from plait.sync.local import LocalSteps
+from plait.sync.peers import Peers
 from plait.sync.phases import Phases
 from plait.sync.pushpull import PushPull
 from plait.sync.reduce import Reducer
@@ -78,10 +78,9 @@ class Worker:
         devices.keep_freed_memory()
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)
-        self._store = _open_store(config.store, run.layout.workers) if run.layout.workers > 1 else None
         self._mesh = self._join_mesh()
         self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh)
-        self._peers = self._meet_peers()
+        self._peers = self._peers_of(self._replica)
         self._sync = self._agree()
         if config.resume:
             resume(self._replica, Path(config.resume), self._sync)
@@ -101,36 +100,30 @@ class Worker:
         replica, rank = self._config.member
         if self._run.layout.ranks == 1:
             return ALONE
-        assert self._store is not None
-        store = PrefixStore(f"replica-{replica}-{self._config.attempt}", self._store)
+        store = _open_store(self._config.store, f"replica-{replica}-{self._config.attempt}")
         return make_mesh(self._run.layout, rank, store, self._device, self._config.one_host)
 
-    def _meet_peers(self) -> ProcessGroup | None:
-        """The same rank of all replicas, where some phase has them talk to each other."""
-        replicas = self._run.layout.replicas
-        if replicas == 1 or all(agreement.strategy == "server" for agreement in self._run.sync.agreements):
-            return None
-        assert self._store is not None
-        replica, rank = self._config.member
-        rests = next(iter(self._replica.parameters.values())).device  # gradients too; on the host where they are offloaded
-        group = make_group(PrefixStore(f"rank-{rank}", self._store), replica, replicas, 1, rests, self._config.one_host)
-        measured = link.measure(group, rests, emulated=self._link())
-        if self._config.member == (0, 0):
-            self._ledger.tell(Link(measured.latency, measured.bandwidth, devices.backend(rests), self._run.sync.link is not None))
-        return group
+    def _peers_of(self, replica: Replica) -> Peers:
+        """The same rank of all replicas, for phases that have them talk to each other."""
+        number, rank = self._config.member
+        rests = next(iter(replica.parameters.values())).device  # gradients too; on the host where they are offloaded
+
+        def make(place: int, size: int, generation: int) -> ProcessGroup:
+            store = _open_store(self._config.store, f"generation-{generation}-{rank}")
+            return make_group(store, place, size, rests, self._config.one_host)
+
+        return Peers(number, self._run.layout.replicas, self._ledger, make, rests, self._link())
 
     def _agree(self) -> Phases:
-        return Phases([self._strategy(agreement) for agreement in self._run.sync.agreements])
+        strategies = [self._strategy(agreement) for agreement in self._run.sync.agreements]
+        return Phases(strategies, self._peers, self._config.elastic)
 
     def _strategy(self, settings: spec.Agreement) -> Sync:
         run, rate = self._run, self._rate()
         codec = build_codec(settings.compress, settings.top_k or 0.01)
         if settings.strategy == "server":
             return PushPull(self._ledger, self._config.token, self._config.member, codec, self._link(), run.train.seed)
-        reducer = peers = None
-        if self._peers is not None:
-            reducer = Reducer(self._peers, codec, self._link(), run.train.seed)
-            peers = ByReplica(self._peers, self._config.member[0], run.layout.replicas)
+        reducer, peers = Reducer(None, codec, self._link(), run.train.seed), self._peers
         if settings.strategy == "allreduce":
             return AllReduce(reducer, peers, rate)
         outer = (settings.outer_lr or 0.7, 0.9 if settings.outer_momentum is None else settings.outer_momentum)
@@ -150,7 +143,7 @@ class Worker:
             "run": run.resolved(),
             "fingerprint": self._prepared.fingerprint,
         }
-        saves = self._config.member[0] == 0 or run.sync.serves
+        saves = self._config.member[0] == 0 or run.sync.serves or self._config.elastic
         folder = out / "checkpoints"
         return Duties(
             self._replica, self._sync, self._ledger, folder, run.checkpoint.keep, about, self._validation(), self._micro_batch, saves
@@ -202,11 +195,12 @@ def _is_lost_peer(error: BaseException) -> bool:
 _PEER_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL communicator was aborted")
 
 
-def _open_store(address: str, members: int) -> Store:
+def _open_store(address: str, name: str) -> Store:
+    """A meeting place of its own for each group: who dies amid a meeting leaves nothing behind in the next one."""
     if "/" in address:
-        return local_store(Path(address), members)
+        return local_store(Path(address), name)
     host, _, port = address.rpartition(":")
-    return network_store(host, int(port), members, serving=False)
+    return PrefixStore(name, network_store(host, int(port), serving=False))
 
 
 def _stop_hard() -> None:

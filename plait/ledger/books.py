@@ -47,6 +47,9 @@ class Books:
         self.clock = clock
         self.record = record
         self.generation = 1
+        self._met = 0
+        self.linked = False
+        """whether the link between replicas has been measured"""
         self.units = 0
         self.stopping = False
         self.failure: str | None = None
@@ -83,10 +86,16 @@ class Books:
         """The checkpoint of a step stands."""
         if (position := self._saving.pop(step, None)) is not None and position["step"] >= self.kept["step"]:
             self.kept = position
+            self._saving = {later: each for later, each in self._saving.items() if later > step}
 
     def drop(self, step: int) -> None:
         """The checkpoint of a step could not be written."""
         self._saving.pop(step, None)
+
+    @property
+    def saving(self) -> bool:
+        """Whether a checkpoint was asked for that does not stand yet."""
+        return bool(self._saving)
 
     @property
     def unsaved(self) -> dict[str, Any] | None:
@@ -96,6 +105,11 @@ class Books:
     def new_unit(self) -> int:
         self.units += 1
         return self.units
+
+    def new_group(self) -> None:
+        """Replicas are about to meet: `generation` names a group that nobody has met in."""
+        self.generation = max(self.generation, self._met + 1)
+        self._met = self.generation
 
     # --- phases ----------------------------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 member                                    ledger
   Join        ───────────────────────────►
               ◄───────────────────────────  Verdict      "begin", with the first work, once all are here
-  Vote        ───────────────────────────►
+  Vote, Broken ──────────────────────────►
               ◄───────────────────────────  Verdict      for all members of the unit; carries the next work
+              ◄───────────────────────────  Verdict      "void", "rollback": at any time, the unit does not count
   Measured, Kept, Unkept, Asked, Link, Failed, Left ─►   facts, unanswered
               ◄───────────────────────────  Closed       at any time: stop now
 
@@ -27,8 +28,9 @@ Member = tuple[int, int]
 """(replica, rank within it); a parameter server is (-1, number)."""
 SERVING = -1
 
-Decision = Literal["begin", "commit", "skip", "rollback", "counted"]
-"""begin: there was no unit yet. counted: a push is in, or there was none, and what it is a piece of goes on."""
+Decision = Literal["begin", "commit", "skip", "rollback", "counted", "void"]
+"""begin: there was no unit yet. counted: a push is in, or there was none, and what it is a piece of goes on. void: one who held a share is
+gone, and the unit is done again."""
 Request = Literal["save", "stop"]
 
 
@@ -50,7 +52,9 @@ class Work:
 
     unit: the lease's number; numbers rise through a run, whatever they count. phase: of the run, by which replicas agree. era: the number
     of what parameter servers were filled with. fill: this replica hands its state to them before anything else. owing_nothing: pushes
-    bring all that compression has held back, since a checkpoint follows.
+    bring all that compression has held back, since a checkpoint follows. peers: replicas that hold the unit together; with a lease of
+    nothing they are to meet. new: those of them that have no state yet. measure: the link, when they have met. last: there will be
+    no other; it is answered when all that was asked before is done.
     """
 
     unit: int
@@ -60,6 +64,10 @@ class Work:
     era: int = 0
     fill: bool = False
     owing_nothing: bool = False
+    peers: list[int] = field(default_factory=list)
+    new: list[int] = field(default_factory=list)
+    measure: bool = False
+    last: bool = False
 
     @property
     def step(self) -> int:
@@ -109,6 +117,14 @@ class Vote:
     under_way: float = 0.0
     sent: int = 0
     communicating: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """What this member's replica holds with others broke, and it waits to be told what follows: who is gone is not for it to say."""
+
+    unit: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +254,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Unkept:
-    """A checkpoint could not be written."""
+    """A checkpoint could not be written. again: it is worth another try."""
 
     step: int
     why: str
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +302,7 @@ class Closed:
 Message = (
     Join
     | Vote
+    | Broken
     | Verdict
     | Measured
     | Kept

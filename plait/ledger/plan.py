@@ -36,6 +36,7 @@ class Plan:
     """Numbers, and pure functions of the step."""
 
     replicas: int
+    """the most that there are at once"""
     ranks: int
     """ranks in each replica"""
     steps: int
@@ -59,6 +60,12 @@ class Plan:
     """parameter servers, which are there in every phase"""
     bucket_bytes: int = 0
     """of a bucket to begin with, where the size is tuned; 0 where it stays"""
+    elastic: bool = False
+    """whether who is lost is replaced, and the others go on meanwhile"""
+    beginning: int | None = None
+    """replicas that are there from the beginning; the others come later"""
+    fewest: int = 1
+    """replicas that a unit needs"""
     layout: dict[str, int] = field(default_factory=dict)
     """axes of a replica's mesh that are longer than 1, in the order in which ranks are counted"""
 
@@ -66,6 +73,11 @@ class Plan:
     def workers(self) -> list[Member]:
         """Every rank of every replica."""
         return [(replica, rank) for replica in range(self.replicas) for rank in range(self.ranks)]
+
+    @property
+    def late(self) -> list[Member]:
+        """Ranks of replicas that come when the run has begun."""
+        return [member for member in self.workers if self.beginning is not None and member[0] >= self.beginning]
 
     @property
     def serving(self) -> list[Member]:

@@ -20,6 +20,7 @@ from plait.ledger.books import Books
 from plait.ledger.messages import (
     SERVING,
     Asked,
+    Broken,
     Closed,
     Failed,
     Filled,
@@ -72,14 +73,21 @@ class Ledger:
         self._resumed = position is not None
         self._joined: dict[Member, Join] = {}
         self._left: set[Member] = set()
-        self._gone: set[Member] = set()
+        self._gone: set[Member] = set(plan.late)
         self._dismissed: set[Member] = set()
         self._given_up: set[int] = set()
         self._idle_deaths: Counter[int] = Counter()
+        self._at_work: set[int] = set()
+        """replicas that have done something since they came"""
+        self._raised = (0, 0)
+        """since which step, how often a replica ended by an error of its own"""
         self._held_up: str | None = None
         self._echoes: list[tuple[Member, str]] = []
-        self._measured: dict[tuple[int, str], dict[Member, Measured]] = {}
-        self._measuring: dict[int, int] = {}
+        self._measured: dict[tuple[int, str], list[tuple[Member, Measured]]] = {}
+        self._measuring: dict[int, Counter[int]] = {}
+        """by step and replica, how many ranks will tell"""
+        self._unmeasured = False
+        """whether the checkpoint that was returned to is still to be measured"""
 
     @property
     def committed(self) -> int:
@@ -114,7 +122,7 @@ class Ledger:
         return self._noted(self._take(member, message))
 
     def lose(self, member: Member, why: str) -> Outbox:
-        """A member is gone. Where parameter servers serve, the others go on; elsewhere the run ends, and they are told to stop."""
+        """A member is gone. The others go on, where it can be replaced; otherwise the run ends, and they are told to stop."""
         return self._noted(self._lose(member, why))
 
     def _take(self, member: Member, message: Message) -> Outbox:
@@ -125,24 +133,32 @@ class Ledger:
                 return self._vote(member, message)
             case Received() | Summed() | Filled():
                 return self._course.hear(member[1], message) if isinstance(self._course, Serving) and member not in self._gone else []
+            case Broken():
+                return self._broken(member, message)
             case Measured():
                 self._measure(member, message)
+                return self._course.measured(member) if isinstance(self._course, Together) else []
             case Kept():
                 self._books.keep(message.step)
                 self._record(events.Saved(self._clock(), message.step, message.path, message.bytes, message.seconds, message.stalled))
+                return self._course.kept() if isinstance(self._course, Together) else []
             case Unkept():
-                self._books.drop(message.step)
-                self._record(events.SaveFailed(self._clock(), message.step, message.why))
-            case Link():
+                return self._unkept(message)
+            case Link() if not self._books.linked:  # the first rank's word is as good as any other's
+                self._books.linked = True
                 self._books.tuning.link(message.latency, message.bandwidth)
                 self._record(events.Linked(self._clock(), message.latency, message.bandwidth, message.backend, message.emulated))
+            case Link():
+                pass
             case Asked():
                 self._books.ask(message.request)
             case Failed(cause="peer"):
                 self._echoes.append((member, message.why))
-            case Failed():
-                self.mistaken = message.cause == "user"
+            case Failed(cause="user"):
+                self.mistaken = True
                 return self._fail(member, message.why)
+            case Failed():
+                return self._raised_by(member, message.why)
             case Left():
                 return self._leave(member)
             case _:
@@ -155,8 +171,12 @@ class Ledger:
         return wanted
 
     def has_spoken(self, member: Member) -> bool:
-        """Whether a member took its leave, or complained of a peer, before it ended."""
-        return member in self._left or any(member == other for other, _ in self._echoes)
+        """Whether a member took its leave before it ended, or is known to be gone."""
+        return member in self._left or member in self._gone
+
+    def last_words(self, member: Member) -> str | None:
+        """What a member complained of in a peer of its replica."""
+        return next((why for other, why in self._echoes if other == member), None)
 
     def believe_echoes(self) -> Outbox:
         """Nobody but members that saw a peer fail has failed: take the first at its word."""
@@ -167,25 +187,34 @@ class Ledger:
     def _join(self, member: Member, hello: Join) -> Outbox:
         if member not in self.expected or (member in self._joined and member not in self._gone):
             return [(member, Closed(f"{name(member)} is not expected here"))]
-        again = member in self._gone
+        again = self._course is not None
         self._echoes = [echo for echo in self._echoes if echo[0] != member]
         self._joined[member] = hello
         self._gone.discard(member)
         if member[0] != SERVING:
             self._books.devices[member] = hello.device
         self._record(events.Joined(self._clock(), member[0], member[1], hello.host, hello.pid, hello.device))
-        if len(self._joined) < len(self.expected):
+        return self._join_again(member) if again else self._start_together()
+
+    def _start_together(self) -> Outbox:
+        """Once all are here that are not gone, and there are enough of them."""
+        here = [member for member in self.expected if member not in self._gone]
+        all_here = all(member in self._joined for member in here)
+        serving = all(server in here for server in self.plan.serving)
+        if not all_here or not serving or len(self._present) < self.plan.fewest:
             return []
-        return self._join_again(member) if again else self._start(hello.device)
+        self._wanted += [member for member in self.plan.late if member in self._gone and member not in self._joined]
+        return self._start(self._joined[self._present[0], 0].device)
 
     def _start(self, device: str) -> Outbox:
         plan, now, books = self.plan, self._clock(), self._books
-        held = sum(hello.parameters for (replica, _), hello in self._joined.items() if replica == 0)
+        first = self._present[0]
+        held = sum(hello.parameters for (replica, _), hello in self._joined.items() if replica == first)
         books.tuning.total = 4 * held / plan.ranks
         if self._resumed:
-            self._record(events.Resumed(now, books.committed, plan.replicas, plan.layout))
+            self._record(events.Resumed(now, books.committed, len(self._present), plan.layout))
         else:
-            self._record(events.Started(now, plan.version, plan.replicas, held, plan.steps, device, plan.layout))
+            self._record(events.Started(now, plan.version, len(self._present), held, plan.steps, device, plan.layout))
         following, besides = self._turn()
         begin: Outbox = [
             (
@@ -193,6 +222,7 @@ class Ledger:
                 Verdict(0, books.committed, "begin", 0.0, work=following.get(member[0]), servers=self._addresses),
             )
             for member in plan.workers
+            if member[0] in self._present
         ]
         return [*begin, *besides]
 
@@ -201,24 +231,33 @@ class Ledger:
         replica = member[0]
         if any((replica, rank) in self._gone for rank in range(self.plan.ranks)) and replica != SERVING:
             return []
-        self._books.generation += 1
-        if not isinstance(self._course, Serving):
-            return []
-        if self._held_up is None and replica != SERVING:
-            return self._course.join(replica, self._addresses)
-        if self._held_up is None:  # it was lost before servers were of use, and missed what they were told since
+        if self._held_up is not None:
+            return self._begin_again()
+        if replica == SERVING:
+            if not isinstance(self._course, Serving):
+                return []  # it serves in a later phase
             return self._hold_up(f"{name(member)} was not there when it was needed")
-        return self._begin_again()
+        if isinstance(self._course, Serving):
+            self._books.generation += 1
+        assert self._course is not None
+        return self._course.join(replica, self._addresses)
 
     def _turn(self) -> tuple[dict[int, Work | None], Outbox]:
         """What each replica does next: in this phase, or in the next one."""
-        books = self._books
-        turned = books.turn()
+        books, before = self._books, self._course
+        level = before.present if before is not None and self._held_up is None else self._present
+        books.turn()
+        coming = [replica for replica in self._present if replica not in level]
         if books.agreement.served:
-            self._course = Serving(books, self._turn, self._present)
-        elif turned or not isinstance(self._course, Together):
-            self._course = Together(books, self._turn)
-        return self._course.start()
+            if isinstance(before, Together) and books.over:
+                return before.start()
+            self._course = serving = Serving(books, self._turn, level)
+            following, besides = serving.start()
+            return following, [*besides, *(each for replica in coming for each in serving.join(replica, self._addresses))]
+        if not isinstance(before, Together) or self._held_up is not None:
+            unmeasured = [[0, self.plan.evaluation_size]] if self._unmeasured else []
+            self._course, self._unmeasured = Together(books, self._turn, level, coming, unmeasured), False
+        return self._course.start()  # type: ignore[union-attr]
 
     @property
     def _present(self) -> list[int]:
@@ -239,14 +278,19 @@ class Ledger:
             return []
         if vote.did:
             self._idle_deaths[member[0]] = 0
+            self._at_work.add(member[0])
         return self._course.vote(member, vote)
+
+    def _broken(self, member: Member, message: Broken) -> Outbox:
+        if not isinstance(self._course, Together) or member in self._gone or self._held_up:
+            return []
+        return self._course.broken(member, message)
 
     def _noted(self, outbox: Outbox) -> Outbox:
         """Remember how many will measure."""
-        for _, message in outbox:
+        for (replica, _), message in outbox:
             if getattr(message, "evaluate", None) is not None:
-                step = message.step  # type: ignore[union-attr]
-                self._measuring[step] = self._measuring.get(step, 0) + 1
+                self._measuring.setdefault(message.step, Counter())[replica] += 1  # type: ignore[union-attr]
         return outbox
 
     # --- losing ----------------------------------------------------------------------------------------------
@@ -254,41 +298,68 @@ class Ledger:
     def _lose(self, member: Member, why: str) -> Outbox:
         if self.ended or member in self._left or member in self._gone:
             return []
-        if self._course is None or not (isinstance(self._course, Serving) or member[0] == SERVING):
+        if not (self.plan.elastic or isinstance(self._course, Serving) or member[0] == SERVING):
             return self._fail(member, why)
         if member[0] == SERVING:
             return self._lose_server(member, why)
         return self._lose_replica(member, why)
 
+    def _raised_by(self, member: Member, why: str) -> Outbox:
+        """An error that comes with the first unit, or comes again and again, is no accident."""
+        since, times = self._raised
+        self._raised = (self.committed, times + 1 if since == self.committed else 1)
+        accident = self.plan.elastic and member[0] in self._at_work and self._raised[1] < TRIES
+        return self._lose(member, why) if accident else self._fail(member, why)
+
     def _lose_replica(self, member: Member, why: str) -> Outbox:
         replica = member[0]
         self._record(events.Lost(self._clock(), replica, member[1], why))
         self._idle_deaths[replica] += 1
-        ranks = [(replica, rank) for rank in range(self.plan.ranks)]
         if self._idle_deaths[replica] >= TRIES and (failure := self._give_up(replica, why)):
             return self._close(member, failure)
-        assert isinstance(self._course, Serving)
-        self._gone.update(ranks)
-        self._books.generation += 1
-        needed = not self._course.done or self._books.unsaved is not None
-        if replica not in self._given_up and needed:
-            self._wanted += ranks
-        elif not needed:
-            self._left.update(ranks)
+        return self._drop(replica, f"{name(member)} was lost, and nobody else had the state")
+
+    def _drop(self, replica: int, why: str) -> Outbox:
+        """Go on without a replica, until another has come in its place. why: should all return to a checkpoint."""
+        course = self._course
+        newcomers = course.newcomers if isinstance(course, Together) and replica in course.group else []
+        self._part_with(replica)
+        if course is None:
+            self._want(replica)
+            return self._start_together()
+        if course.done and self._books.unsaved is None and not self._held_up:
+            self._left.update((replica, rank) for rank in range(self.plan.ranks))
             return self._after_leaving()
+        self._want(replica)
         if self._held_up:
             return []
-        outbox = self._course.lose(replica)
-        return outbox if outbox is not None else self._hold_up(f"{name(member)} was lost before servers had its state")
+        if isinstance(course, Serving):
+            self._books.generation += 1
+        for newcomer in newcomers:  # those who were about to be handed the state begin again
+            if newcomer != replica:
+                self._part_with(newcomer)
+                self._want(newcomer)
+        outbox = course.lose(replica)
+        return outbox if outbox is not None else self._hold_up(why)
+
+    def _part_with(self, replica: int) -> None:
+        self._gone.update((replica, rank) for rank in range(self.plan.ranks))
+        self._at_work.discard(replica)
+        if isinstance(self._course, Together):
+            self._forget_measures(replica)
+
+    def _want(self, replica: int) -> None:
+        if replica not in self._given_up:
+            self._wanted += [(replica, rank) for rank in range(self.plan.ranks)]
 
     def _give_up(self, replica: int, why: str) -> str | None:
         """Go on without a replica that dies each time before it has done anything, as far as that is possible."""
         self._given_up.add(replica)
-        if len(self._given_up) == self.plan.replicas:
-            return f"replica {replica} was lost {TRIES} times in a row before it had done anything, as all others were: {why}"
-        if not all(agreement.served for agreement in self.plan.agreements[self._books.phase :]):
-            return f"replica {replica} was lost {TRIES} times in a row before it had done anything, and a later phase needs it: {why}"
-        return None
+        left, fewest = self.plan.replicas - len(self._given_up), self.plan.fewest
+        if left >= fewest:
+            return None
+        others = "as all others were" if not left else f"and without it {left} are left of the {fewest} that the run needs"
+        return f"replica {replica} was lost {TRIES} times in a row before it had done anything, {others}: {why}"
 
     def _lose_server(self, server: Member, why: str) -> Outbox:
         """What it held is gone: all return to the last cut, once there is another."""
@@ -304,14 +375,14 @@ class Ledger:
         return self._hold_up(f"{name(server)} was lost: {why}")
 
     def _hold_up(self, why: str) -> Outbox:
-        """Nothing goes on until all servers are there; then all begin again from the last cut."""
-        assert isinstance(self._course, Serving)
+        """Nothing goes on until all servers are there, and enough replicas; then all begin again from the last checkpoint."""
         books = self._books
         self._held_up = why
         kept = {int(step): [entry[1] for entry in entries] for step, entries in books.kept.get("open", {}).items()}
-        lost = self._course.lost_work(kept, books.kept["step"])
+        lost = self._course.lost_work(kept, books.kept["step"]) if isinstance(self._course, Serving) else {}
         books.roll_back(why, lost)
         books.generation += 1
+        self._unmeasured = books.committed in self._measuring
         self._measuring.clear()
         self._measured.clear()
         self._call_back()
@@ -326,11 +397,11 @@ class Ledger:
             self._wanted.append(member)
 
     def _begin_again(self) -> Outbox:
-        """From the last cut, once all servers and a replica are there."""
-        if any(member[0] == SERVING for member in self._gone) or not self._present:
+        if any(member[0] == SERVING for member in self._gone) or len(self._present) < self.plan.fewest:
             return []
+        following, besides = self._turn()
         self._held_up = None
-        return rolled_back(self._books, *self._turn(), self._addresses)
+        return rolled_back(self._books, following, besides, self._addresses)
 
     def _takes_part(self, member: Member) -> bool:
         return member[0] not in self._given_up
@@ -347,19 +418,44 @@ class Ledger:
 
     # --- facts -----------------------------------------------------------------------------------------------
 
+    def _unkept(self, message: Unkept) -> Outbox:
+        self._books.drop(message.step)
+        if message.again and not self._books.over:
+            self._books.ask("save")
+        self._record(events.SaveFailed(self._clock(), message.step, message.why))
+        return self._course.kept() if isinstance(self._course, Together) else []
+
     def _measure(self, member: Member, part: Measured) -> None:
-        parts = self._measured.setdefault((part.step, part.split), {})
-        parts[member] = part
-        if len(parts) < self._measuring.get(part.step, 0):
+        parts = self._measured.setdefault((part.step, part.split), [])
+        parts.append((member, part))
+        owed = isinstance(self._course, Together) and self._course.to_measure
+        if owed or len(parts) < self._measuring.get(part.step, Counter()).total():
             return
         del self._measured[part.step, part.split], self._measuring[part.step]
-        ordered = [parts[key] for key in sorted(parts)]
+        ordered = [one for _, one in sorted(parts, key=lambda each: each[0])]
         targets = sum(one.targets for one in ordered)
         loss = math.fsum(one.loss_sum for one in ordered) / targets
         accuracy = sum(one.correct for one in ordered) / targets
         self._record(events.Evaluated(self._clock(), part.step, part.split, loss, events.perplexity(loss), accuracy, targets))
 
+    def _forget_measures(self, replica: int) -> None:
+        """Of a replica that is gone what all its ranks have told counts; the rest another measures."""
+        for parts in self._measured.values():
+            told = Counter(member for member, _ in parts if member[0] == replica)
+            whole = min(told[replica, rank] for rank in range(self.plan.ranks))
+            kept: Counter[Member] = Counter()
+            for each in list(parts):
+                kept[each[0]] += 1
+                if each[0][0] == replica and kept[each[0]] > whole:
+                    parts.remove(each)
+        for step, expected in self._measuring.items():
+            there = [member for (of_step, _), parts in self._measured.items() if of_step == step for member, _ in parts]
+            expected[replica] = sum(member[0] == replica for member in there)
+
     def _leave(self, member: Member) -> Outbox:
+        needed = self._held_up or (self._course is not None and not self._course.done)
+        if needed and self.failure is None and member[0] != SERVING:
+            return self._drop(member[0], "it had been told to go when it was needed again") if member not in self._gone else []
         self._left.add(member)
         return self._after_leaving()
 

@@ -2,69 +2,302 @@
 
     lease ─► every rank votes ─► one verdict for all, with the next lease
 
-A replica that is gone takes the unit with it: nobody else holds what it was to send.
+A replica that is gone makes the unit void, since nobody else holds what it was to send; the others do it again without it:
+
+    replica 0   unit 7 ▓▓▓▓▓▓▓▓│void│ heard ┐ met ┐ unit 8 ▓▓▓▓▓▓▓▓▓▓ commit
+    replica 1   unit 7 ▓▓▓▓▓▓▓▓│void│ heard ┤ met ┤ unit 8 ▓▓▓▓▓▓▓▓▓▓ commit
+    replica 2   unit 7 ▓▓▓▓ ✗               └─────┘        of the same step
+
+Rolls are called by leases of nothing, which everyone answers: first that all have heard, so that nobody is left in a group that is no
+more, then that all have met in the next one. Who comes anew is met in the same way, between two units, and takes part in one without a
+share of it, in which it is handed the state.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
+from plait import events
+from plait.events import Ranges
 from plait.ledger import shares
 from plait.ledger.books import Books, Due, Told, sum_of_loads
-from plait.ledger.messages import Closed, Decision, Member, Outbox, Part, Verdict, Vote, Work, name
+from plait.ledger.messages import Broken, Closed, Decision, Member, Message, Outbox, Part, Verdict, Vote, Work, name
 
-Turn = Callable[[], tuple[dict[int, Work | None], Outbox]]
+Following = dict[int, Work | None]
+Turn = Callable[[], tuple[Following, Outbox]]
+BREAKS = 3
+"""Times in a row that a group may break though nobody is gone."""
+
+
+@dataclass
+class _Roll:
+    """A lease of nothing that all ranks of `of` answer; `then` follows."""
+
+    unit: int
+    of: set[int]
+    then: Callable[[], Outbox]
+    heard: set[Member] = field(default_factory=set)
 
 
 class Together:
-    """All-reduce and local steps. `turn` tells what each replica does next, in this phase or another."""
+    """All-reduce and local steps. `turn` tells what each replica does next, in this phase or another. present: replicas that have the
+    state; coming: those that are here, and do not."""
 
-    def __init__(self, books: Books, turn: Turn) -> None:
+    def __init__(
+        self, books: Books, turn: Turn, present: Iterable[int], coming: Iterable[int] = (), to_measure: Ranges | None = None
+    ) -> None:
         self._books = books
         self._plan = books.plan
         self._turn = turn
+        self.present = set(present)
+        self.coming = set(coming)
+        self.group: list[int] = []
+        """replicas that have met"""
         self._work: dict[int, Work] = {}
         self._votes: dict[Member, Vote] = {}
+        self._roll: _Roll | None = None
+        self._parked: dict[int, int] = {}
+        """replicas that wait for an answer, and the unit that it will be to"""
+        self._broken: set[Member] = set()
+        self._breaks = 0
+        self._short = False
+        self._save = False
+        """whether a checkpoint of where the run is has been asked for"""
+        self._saver: int | None = None
+        self._ending = False
+        """nothing is left to do but to save and to measure"""
+        self._evaluating: dict[Member, Ranges] = {}
+        """what ranks have been told to measure, until they tell of it"""
+        self.to_measure: Ranges = to_measure or []
+        """validation sequences that nobody has been told to measure: of replicas that are gone, of a checkpoint"""
+        self.done = False
+        """all that is left to do is to leave"""
 
-    def start(self) -> tuple[dict[int, Work | None], Outbox]:
-        """One lease for each replica, or none when the run is over."""
-        books = self._books
+    def start(self) -> tuple[Following, Outbox]:
+        """What each replica does first, or next: one lease for each that is present."""
         self._votes, self._work = {}, {}
+        if self.to_measure or not self.group or (self.coming and not self._books.over):
+            return self._meet()
+        return self._end() if self._books.over else self._lease()
+
+    @property
+    def newcomers(self) -> list[int]:
+        """Replicas that have met, and are not level yet."""
+        return [replica for replica in self.group if replica not in self.present]
+
+    def forget_group(self) -> None:
+        """Who was in it is somewhere else now."""
+        self.group = []
+
+    # --- who is here -----------------------------------------------------------------------------------------
+
+    def join(self, replica: int, _: list[str]) -> Outbox:
+        """A replica comes: it waits for the others to end a unit, unless they wait for it."""
+        if self.done:
+            return self._to(replica, Verdict(0, self._books.committed, "begin", 0.0))
+        self.coming.add(replica)
+        return self._heard() if self._short else []
+
+    def lose(self, replica: int) -> Outbox | None:
+        """A replica is gone: the unit is void. None where nobody has the state any more."""
+        if replica in self.coming:
+            self.coming.discard(replica)
+            return []
+        self.present.discard(replica)
+        if self.done:
+            return []
+        self._measure_again(replica)
+        if replica == self._saver and self._books.saving and not self._books.over:
+            self._books.ask("save")
+        return self._gather() if self.present else None
+
+    def broken(self, member: Member, message: Broken) -> Outbox:
+        """A group broke. As long as someone is still at work, who is gone may be told yet."""
+        expected = self._roll.unit if self._roll else self._work[self.group[0]].unit if self._work else None
+        if message.unit != expected:
+            return []
+        self._broken.add(member)
+        return self._all_stuck()
+
+    def measured(self, member: Member) -> Outbox:
+        """Its part of an evaluation is in."""
+        self._evaluating.pop(member, None)
+        return self._dismiss()
+
+    def kept(self) -> Outbox:
+        """A checkpoint stands, or cannot be written."""
+        return self._dismiss()
+
+    def _measure_again(self, replica: int) -> None:
+        """What a replica that is gone was to measure, unless all its ranks have told."""
+        left = [ranges for member, ranges in self._evaluating.items() if member[0] == replica]
+        self._evaluating = {member: ranges for member, ranges in self._evaluating.items() if member[0] != replica}
+        if left:
+            self.to_measure = shares.merge([*self.to_measure, *left[0]])
+
+    def _all_stuck(self) -> Outbox:
+        """Nobody is gone, and nobody can go on: they meet once more."""
+        silent = self._ranks(self.group) - self._broken - set(self._votes) - (self._roll.heard if self._roll else set())
+        if silent or not self._broken:
+            return []
+        self._breaks += 1
+        if self._breaks > BREAKS:
+            self._books.failure = f"connections between replicas broke {self._breaks} times in a row, and none of them was gone"
+            return [(member, Closed(self._books.failure)) for member in self._plan.members]
+        return self._gather()
+
+    # --- rolls -----------------------------------------------------------------------------------------------
+
+    def _call(self, of: Iterable[int], then: Callable[[], Outbox], **lease: object) -> Work:
+        """A lease of nothing, the same for all that answer it."""
+        books = self._books
+        self._broken = set()
+        self._roll = _Roll(books.new_unit(), set(of), then)
+        return Work(self._roll.unit, books.generation, [], books.phase, **lease)  # type: ignore[arg-type]
+
+    def _gather(self) -> Outbox:
+        """All that are present hear that the unit is void."""
+        books = self._books
+        self._votes, self._work, self.group, self._parked, self._ending = {}, {}, [], {}, False
+        lease = self._call(self.present, self._heard)
+        verdict = Verdict(lease.unit, books.committed, "void", 0.0, work=lease)
+        return [each for replica in sorted(self.present) for each in self._to(replica, verdict)]
+
+    def _heard(self) -> Outbox:
+        """All wait: they meet, once they are enough."""
+        if len(self.present | self.coming) < self._plan.fewest and not self._books.over:
+            if not self._short:
+                self._short = True
+                self._books.record(events.Waiting(self._books.clock(), len(self.present), self._plan.fewest))
+            return []
+        following, besides = self._meet()
+        return [*self._answer_parked(lambda replica: following[replica]), *besides]
+
+    def _meet(self) -> tuple[Following, Outbox]:
+        """Those that are present, and those that come, make a group."""
+        books = self._books
+        self._short = False
+        books.new_group()
+        newcomers = [] if books.over else sorted(self.coming)
+        self.group = sorted([*self.present, *newcomers])
+        self.coming = self.coming.difference(newcomers)
+        lease = self._call(self.group, self._met, peers=self.group, measure=not books.linked and len(self.group) > 1)
+        begin = Verdict(0, books.committed, "begin", 0.0, work=lease, bucket_bytes=books.tuning.retuned)
+        return dict.fromkeys(self.present, lease), [each for replica in newcomers for each in self._to(replica, begin)]
+
+    def _met(self) -> Outbox:
+        books = self._books
+        if books.generation > 1:
+            books.record(events.Regrouped(books.clock(), books.generation, books.committed, list(self.group), self.newcomers))
         if not books.over:
-            first = books.committed + 1
-            last = min(first + books.agreement.every - 1, books.last_step)
-            dealt = [(step, shares.deal(self._plan.size(step), self._plan.capacity)) for step in range(first, last + 1)]
-            unit = books.new_unit()
-            self._work = {
-                replica: Work(unit, books.generation, [self._part(step, share[replica]) for step, share in dealt], books.phase)
-                for replica in range(self._plan.replicas)
-            }
-        return {replica: self._work.get(replica) for replica in range(self._plan.replicas)}, []
+            following, besides = self._lease()
+        else:  # who was to save the end is gone, and another does it
+            self._save = books.unsaved is not None
+            following, besides = self._end()
+        save, position = self._save, books.position(books.committed) if self._save else None
+        evaluation = self._deal_evaluation()
+        self._save = False
+        outbox = self._answer_parked(lambda replica: following.get(replica), evaluation, save, position)
+        return [*outbox, *besides]
 
-    def vote(self, member: Member, vote: Vote) -> Outbox:
-        work = self._work.get(member[0])
-        if work is not None and vote.unit < work.unit:
-            return []  # of a unit that a rollback made void
-        if work is None or vote.unit != work.unit or member not in self._plan.workers:
-            return [(member, Closed(f"unit {vote.unit} is not leased to {name(member)}"))]
-        self._votes[member] = vote
-        return self._decide() if len(self._votes) == len(self._plan.workers) else []
+    def _end(self) -> tuple[Following, Outbox]:
+        """All stay until the last checkpoint stands and all is measured: who saves may be lost as well as others."""
+        self._ending = True
+        self._saver = min(self.present)
+        return dict.fromkeys(self.present, self._call(self.present, self._dismiss, last=True)), []
 
-    def _part(self, step: int, ranges: list[list[int]]) -> Part:
+    def _dismiss(self) -> Outbox:
+        """Nothing is left to do. Who comes now is not needed any more."""
+        if not self._ending or self._roll or self._evaluating or self._books.unsaved is not None:
+            return []
+        self.done = True
+        begin = Verdict(0, self._books.committed, "begin", 0.0)
+        dismissed = [each for replica in sorted(self.coming) for each in self._to(replica, begin)]
+        return [*self._answer_parked(lambda _: None), *dismissed]
+
+    def _vote_of_nothing(self, member: Member, roll: _Roll) -> Outbox:
+        roll.heard.add(member)
+        return self._heard_by_all(roll) if roll.heard >= self._ranks(roll.of) else self._all_stuck()
+
+    def _heard_by_all(self, roll: _Roll) -> Outbox:
+        self._roll = None
+        self._parked = dict.fromkeys(roll.of, roll.unit)
+        return roll.then()
+
+    def _answer_parked(
+        self,
+        work: Callable[[int], Work | None],
+        evaluation: dict[int, Ranges] | None = None,
+        save: bool = False,
+        position: dict[str, object] | None = None,
+    ) -> Outbox:
+        """What they have waited for: `work` tells each replica's next lease."""
+        outbox: Outbox = []
+        for replica, unit in sorted(self._parked.items()):
+            mine = position if replica == min(self.present) else None
+            evaluate = (evaluation or {}).get(replica)
+            verdict = Verdict(unit, self._books.committed, "counted", 0.0, evaluate=evaluate, save=save, position=mine, work=work(replica))
+            outbox += self._to(replica, verdict)
+        self._parked = {}
+        return outbox
+
+    # --- units -----------------------------------------------------------------------------------------------
+
+    def _lease(self) -> tuple[Following, Outbox]:
+        books = self._books
+        first = books.committed + 1
+        last = min(first + books.agreement.every - 1, books.last_step)
+        capacity = self._capacity()
+        dealt = [(step, shares.deal(self._plan.size(step), capacity)) for step in range(first, last + 1)]
+        unit, newcomers = books.new_unit(), self.newcomers
+        self._broken = set()
+        self._work = {
+            replica: Work(
+                unit,
+                books.generation,
+                [self._part(step, share[place]) for step, share in dealt],
+                books.phase,
+                peers=self.group,
+                new=newcomers,
+            )
+            for place, replica in enumerate(self.group)
+        }
+        return dict(self._work), []
+
+    def _capacity(self) -> list[float]:
+        """Of those in the group: nothing of who is not level, and equal shares where who is left has none."""
+        capacity = [self._plan.capacity[replica] if replica in self.present else 0.0 for replica in self.group]
+        return capacity if sum(capacity) else [float(replica in self.present) for replica in self.group]
+
+    def _part(self, step: int, ranges: Ranges) -> Part:
         """In a round losses are means over a replica's own share: each takes its own step."""
         alone = self._books.agreement.unit == "round"
         return Part(step, ranges, ranges if alone else [[0, self._plan.size(step)]])
 
+    def vote(self, member: Member, vote: Vote) -> Outbox:
+        if self._roll is not None and vote.unit == self._roll.unit and member[0] in self._roll.of:
+            return self._vote_of_nothing(member, self._roll)
+        work = self._work.get(member[0])
+        if vote.unit <= self._books.units and (work is None or vote.unit < work.unit):
+            return []  # of a unit that is void
+        if work is None or vote.unit != work.unit:
+            return [(member, Closed(f"unit {vote.unit} is not leased to {name(member)}"))]
+        self._votes[member] = vote
+        if len(self._votes) < len(self.group) * self._plan.ranks:
+            return self._all_stuck()
+        return self._decide()
+
     # --- verdicts --------------------------------------------------------------------------------------------
 
     def _decide(self) -> Outbox:
-        books, unit = self._books, self._work[0].unit
+        books, unit = self._books, self._work[self.group[0]].unit
         told = self._told()
         norms = [self._grad_norm(step, of_step) for step, of_step in told]
         decisions = [books.judge(step, books.loss(step, of_step), norm) for (step, of_step), norm in zip(told, norms, strict=True)]
         if books.failure:
-            return [(member, Closed(books.failure)) for member in self._plan.workers]
+            return [(member, Closed(books.failure)) for member in self._plan.members]
         due, slowest = Due(), self._slowest()
         for (step, of_step), norm, judged in zip(told, norms, decisions, strict=True):
             by_replica = {replica: _of(work, step).ranges for replica, work in self._work.items()}
@@ -74,17 +307,23 @@ class Together:
         decision: Decision = "rollback" if "rollback" in decisions else self._of_unit(decisions[-1])
         if decision == "rollback":
             books.roll_back_nonfinite(last)
+        self.present = set(self.group)
+        self._breaks = 0
         return self._tell(unit, last, decision, norms[-1], told[-1][1], due)
 
     def _tell(self, unit: int, step: int, decision: Decision, grad_norm: float, told: list[Told], due: Due) -> Outbox:
         """The verdict of a unit for all, with what is due and the next leases."""
-        books, plan = self._books, self._plan
+        books, plan, group = self._books, self._plan, self.group
         due = Due() if decision == "rollback" else due
         load = sum_of_loads(each.did for each in told) if decision == "commit" else []
-        evaluation = shares.deal(plan.evaluation_size, plan.capacity) if due.evaluate else None
+        self.to_measure = [[0, plan.evaluation_size]] if due.evaluate else []
+        evaluation = self._deal_evaluation()
         resize = books.resize() if decision == "commit" else 0
+        self._save = due.save
+        self._saver = group[0] if due.save else self._saver
         following, besides = self._turn()
         position = books.position(step) if due.save else None
+        self._save = False
         to_step = books.committed if decision == "rollback" else None
         return [
             *(
@@ -96,18 +335,34 @@ class Together:
                         decision,
                         grad_norm,
                         to_step,
-                        evaluation[replica] if evaluation else None,
+                        evaluation.get(replica),
                         due.save,
-                        position if replica == 0 else None,
+                        position if replica == group[0] else None,
                         following[replica],
                         load,
                         bucket_bytes=resize,
                     ),
                 )
-                for replica, rank in plan.workers
+                for replica in group
+                for rank in range(plan.ranks)
             ),
             *besides,
         ]
+
+    def _deal_evaluation(self) -> dict[int, Ranges]:
+        """What is to be measured, by replica: `to_measure`, which is nothing then."""
+        if not self.to_measure:
+            return {}
+        places = [place for first, end in self.to_measure for place in range(first, end)]
+        dealt = shares.deal(len(places), self._capacity())
+        self.to_measure = []
+        evaluation = {
+            replica: shares.merge([[places[index], places[index] + 1] for first, end in share for index in range(first, end)])
+            for replica, share in zip(self.group, dealt, strict=True)
+            if share
+        }
+        self._evaluating = {member: evaluation[member[0]] for member in self._ranks(evaluation)}
+        return evaluation
 
     def _of_unit(self, last: Decision) -> Decision:
         """In a round a replica leaves out its own step that was not finite; the round commits all the same."""
@@ -115,20 +370,28 @@ class Together:
 
     def _told(self) -> list[tuple[int, list[Told]]]:
         """Of each step of the unit, what each rank said of it; of the unit's measures each step has its share."""
-        steps = [part.step for part in self._work[0].parts]
-        votes = [(member, self._votes[member]) for member in self._plan.workers]
+        steps = [part.step for part in self._work[self.group[0]].parts]
+        votes = [(member, self._votes[member]) for member in sorted(self._votes)]
         return [(step, [Told(member, vote.did[index], vote, 1 / len(steps)) for member, vote in votes]) for index, step in enumerate(steps)]
 
     def _grad_norm(self, step: int, told: list[Told]) -> float:
         """Of the one gradient, whose squares add up over a replica's ranks; in a round the root of the mean over replicas' own ones."""
         if self._books.agreement.unit == "step":
             return math.sqrt(math.fsum(each.did.squared_norm for each in told[: self._plan.ranks]))
-        return math.sqrt(math.fsum(each.did.squared_norm for each in told) / self._plan.replicas)
+        return math.sqrt(math.fsum(each.did.squared_norm for each in told) / len(self.group))
 
     def _slowest(self) -> int | None:
         """The replica that computed longest."""
         computing = {member: vote.seconds - vote.waited for member, vote in self._votes.items()}
-        return max(computing, key=lambda member: computing[member])[0] if self._plan.replicas > 1 else None
+        return max(computing, key=lambda member: computing[member])[0] if len(self.group) > 1 else None
+
+    # --- messages --------------------------------------------------------------------------------------------
+
+    def _ranks(self, replicas: Iterable[int]) -> set[Member]:
+        return {(replica, rank) for replica in replicas for rank in range(self._plan.ranks)}
+
+    def _to(self, replica: int, message: Message) -> Outbox:
+        return [((replica, rank), message) for rank in range(self._plan.ranks)]
 
 
 def _of(work: Work, step: int) -> Part:

@@ -26,6 +26,8 @@ class Tuning:
 
     def __init__(self, bucket: int) -> None:
         self._bucket = bucket
+        self.retuned = 0
+        """the size since it was last changed, 0 where it never was"""
         self._latency: float | None = None
         self._bandwidth = 0.0
         self.total = 0.0
@@ -50,5 +52,5 @@ class Tuning:
         best = best_bucket(self.total, self._latency, bandwidth)
         if max(best / self._bucket, self._bucket / best) < WORTH_IT:
             return None
-        self._bucket = best
+        self._bucket = self.retuned = best
         return best, f"a link of {self._latency * 1e6:.0f} us and {bandwidth / 2**20:.0f} MiB/s"

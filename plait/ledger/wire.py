@@ -92,6 +92,10 @@ class LedgerClient:
         self.tell(vote)
         return self.hear()
 
+    def called(self) -> bool:
+        """Whether the ledger has something to say."""
+        return bool(self.socket.poll(0))
+
     def hear(self) -> Verdict:
         """Wait for a verdict."""
         answer = self.receive()

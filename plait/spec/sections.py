@@ -356,12 +356,16 @@ class Balance(Section):
 
 
 class Elastic(Section):
-    replicas: list[Positive] | None = Field(None, description="not built yet")
+    """What becomes of a run whose workers die or come."""
+
+    replicas: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="[fewest, most]: below the fewest the run waits; it grows to the most; [1, layout.replicas] when left out"
+    )
 
     @model_validator(mode="after")
-    def _built(self) -> Self:
-        if self.replicas is not None:
-            raise ValueError("replicas is not built yet: a run keeps the replicas of [layout]; leave it out")
+    def _in_order(self) -> Self:
+        if self.replicas is not None and self.replicas[0] > self.replicas[1]:
+            raise ValueError(f"replicas = {self.replicas} is [fewest, most], and the first is more than the second")
         return self
 
 
@@ -431,6 +435,11 @@ class Run(Section):
         capacity = self.balance.capacity
         if capacity is not None and len(capacity) != self.layout.replicas:
             raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
+        if not self.layout.auto and not self.fewest_replicas <= self.layout.replicas <= self.most_replicas:
+            raise ValueError(
+                f"elastic.replicas = {self.elastic.replicas} is [fewest, most], and layout.replicas = {self.layout.replicas}, which a run "
+                "begins with, is not between them"
+            )
         if self.layout.auto and (capacity is not None or self.sync.strategy != "allreduce"):
             raise ValueError('layout.auto is for sync.strategy = "allreduce" without balance.capacity so far; write the layout')
         if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
@@ -479,6 +488,16 @@ class Run(Section):
         if self.train.compile:
             return "train.compile = true"
         return None if self.model.recompute == "none" else f'model.recompute = "{self.model.recompute}"'
+
+    @property
+    def fewest_replicas(self) -> int:
+        """Replicas without which the run waits."""
+        return self.elastic.replicas[0] if self.elastic.replicas else 1
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that the run grows to."""
+        return self.elastic.replicas[1] if self.elastic.replicas else self.layout.replicas
 
     def resolved(self) -> dict[str, Any]:
         """Every setting with its value, as plain data that TOML and JSON can hold; unset ones are left out."""

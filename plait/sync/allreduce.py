@@ -16,72 +16,78 @@ from collections.abc import Collection
 from plait.ledger.messages import Part, Verdict, Work
 from plait.replica.replica import Replica
 from plait.sync.deal import ByReplica, by_path, resize_buckets
+from plait.sync.handing import Handing, hand_over
+from plait.sync.peers import Peers
 from plait.sync.reduce import Reducer
 from plait.sync.strategy import Rate, Report, State, Traffic, Votes
 
 
 class AllReduce:
-    """One curve: the update is that of the global batch in one process. `reducer` is None for a replica alone."""
+    """One curve: the update is that of the global batch in one process."""
 
-    def __init__(self, reducer: Reducer | None, peers: ByReplica | None, rate: Rate) -> None:
+    def __init__(self, reducer: Reducer, peers: Peers, rate: Rate) -> None:
         self._reducer = reducer
         self._peers = peers
+        self._by_replica = ByReplica(peers)
         self._rate = rate
         self._waited = 0.0
+        self._handing: Handing | None = None
+        peers.follow(reducer.regroup)
 
     def meet(self, servers: list[str]) -> None:
         """None is needed."""
 
     def join(self, verdict: Verdict, replica: Replica) -> Verdict:
-        """Nothing comes with it: replicas began alike."""
+        """The state comes with the first unit, where it is not the one to begin with."""
         return verdict
 
     def enter(self, replica: Replica, owed: State) -> None:
         replica.gradients.owe(owed)
-        if self._reducer is not None:
-            self._reducer.residuals = {}
-            replica.gradients.watch(self._reducer.launch)
+        self._reducer.residuals = {}
+        replica.gradients.watch(self._reducer.launch)
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
-        if self._reducer is not None:
-            self._reducer.begin(work.step)
+        self._handing = hand_over(self._peers, work, replica, {})
+        self._reducer.begin(work.step)
         return None
 
     def end(self, part: Part, replica: Replica) -> float:
         replica.finish()
         began = time.perf_counter()
-        if self._reducer is not None:
-            self._reducer.wait()
+        self._reducer.wait()
         self._waited = time.perf_counter() - began
         return replica.gradients.squared_norm()
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
-        reducer = self._reducer
-        traffic = Traffic() if reducer is None else Traffic(reducer.sent, reducer.seconds, self._waited)
-        verdict = ledger.vote(report(traffic))
+        if self._handing is not None:
+            self._handing.wait()
+        verdict = ledger.vote(report(Traffic(self._reducer.sent, self._reducer.seconds, self._waited)))
         committed = verdict.decision == "commit"
-        if reducer is not None:
-            reducer.keep(committed)
+        self._reducer.keep(committed)
         if committed:
             replica.apply(verdict.grad_norm, self._rate(work.step), verdict.load)
         return verdict
 
+    def void(self, replica: Replica) -> None:
+        """Nothing has changed before the verdict but what was staged."""
+        self._handing = None
+        self._reducer.keep(False)
+
     def leave(self, replica: Replica) -> State:
         replica.gradients.watch(None)
-        return {} if self._reducer is None else by_path(replica, self._reducer.residuals)
+        return by_path(replica, self._reducer.residuals)
 
     def state(self, replica: Replica) -> State:
-        return {} if self._peers is None else self._peers.residuals(replica, self._reducer)
+        return self._by_replica.residuals(replica, self._reducer)
 
     def state_to_load(self, replica: Replica, names: Collection[str]) -> State:
-        return {} if self._peers is None else self._peers.residuals_to_load(replica, names)
+        return self._by_replica.residuals_to_load(replica, names)
 
     def restore(self, replica: Replica, state: State) -> None:
-        if self._peers is not None:
-            self._peers.restore_residuals(replica, self._reducer, state)
+        self._by_replica.restore_residuals(replica, self._reducer, state)
 
     def resize(self, replica: Replica, bucket_bytes: int) -> None:
         resize_buckets(replica, self._reducer, bucket_bytes)
 
     def close(self) -> None:
-        self._reducer = None
+        self._reducer.regroup(None)

@@ -19,21 +19,37 @@ from torch.distributed import ProcessGroup
 from plait.replica.optim import optimizer_state
 from plait.replica.placed import local_values, placed
 from plait.replica.replica import Replica
+from plait.sync.exchange import losses
+from plait.sync.peers import Peers
 from plait.sync.reduce import Reducer
-from plait.sync.strategy import PeerLost, State
+from plait.sync.strategy import State
 
 
 class ByReplica:
-    """This is replica `number` of those in `group`."""
+    """State of each of the members of `peers`, which number themselves by their places."""
 
-    def __init__(self, group: ProcessGroup, number: int, replicas: int) -> None:
-        self._group, self._number = group, number
-        self.replicas = replicas
+    def __init__(self, peers: Peers) -> None:
+        self._peers = peers
+
+    @property
+    def replicas(self) -> int:
+        return self._peers.size
+
+    @property
+    def _number(self) -> int:
+        return self._peers.place
+
+    @property
+    def _group(self) -> ProcessGroup:
+        assert self._peers.group is not None
+        return self._peers.group
 
     def sum(self, value: Tensor) -> Tensor:
         """Over all replicas, as it is."""
         total = value.clone()
-        _wait(self._group.allreduce([total]))
+        if self.replicas > 1:
+            with losses():
+                self._group.allreduce([total]).wait()
         return total
 
     # --- optimizer state ---------------------------------------------------------------------------------------
@@ -71,8 +87,8 @@ class ByReplica:
 
     # --- residuals -----------------------------------------------------------------------------------------------
 
-    def residuals(self, replica: Replica, reducer: Reducer | None) -> State:
-        held = {} if reducer is None else by_path(replica, reducer.residuals)
+    def residuals(self, replica: Replica, reducer: Reducer) -> State:
+        held = self.held_back(replica, reducer)
         return self._gather({f"residual.{path}": value for path, value in held.items()}, replica)
 
     def residuals_to_load(self, replica: Replica, names: Collection[str]) -> State:
@@ -84,15 +100,21 @@ class ByReplica:
             for path, parameter in replica.parameters.items()
         }
 
-    def restore_residuals(self, replica: Replica, reducer: Reducer | None, state: State) -> None:
+    def restore_residuals(self, replica: Replica, reducer: Reducer, state: State) -> None:
         numbers = sorted({int(name.split(".")[1]) for name in state if ".residual." in name})
-        if reducer is None or not numbers:
+        if not numbers:
             return
         share = 1.0 if numbers == [self._number] else 1.0 / self.replicas
         total = {
             path: share * sum(local_values(state[f"sync.{number}.residual.{path}"]) for number in numbers) for path in replica.parameters
         }
         reducer.residuals = by_bucket(replica, total)
+
+    def held_back(self, replica: Replica, reducer: Reducer) -> dict[str, Tensor]:
+        """By path, the same paths on all replicas: one who has sent nothing yet holds nothing back."""
+        if not reducer.feeds_back or not (self.replicas > 1 or reducer.residuals):
+            return {}
+        return by_path(replica, reducer.residuals) or {path: torch.zeros_like(value) for path, value in replica.parameters.items()}
 
     # --- the wire --------------------------------------------------------------------------------------------------
 
@@ -104,10 +126,12 @@ class ByReplica:
                 if number == self._number == 0:
                     gathered[f"sync.0.{name}"] = placed(value, _part(replica, name.partition(".")[2]))
                 elif number == self._number:
-                    _wait(self._group.send([value.to(replica.device).contiguous()], 0, 0))
+                    with losses():
+                        self._group.send([value.to(replica.device).contiguous()], 0, 0).wait()
                 elif self._number == 0:
                     there = torch.empty_like(value, device=replica.device)
-                    _wait(self._group.recv([there], number, 0))
+                    with losses():
+                        self._group.recv([there], number, 0).wait()
                     gathered[f"sync.{number}.{name}"] = placed(there, _part(replica, name.partition(".")[2]))
         return gathered
 
@@ -120,11 +144,11 @@ def by_bucket(replica: Replica, values: dict[str, Tensor]) -> dict[int, Tensor]:
     }
 
 
-def resize_buckets(replica: Replica, reducer: Reducer | None, bucket_bytes: int) -> None:
+def resize_buckets(replica: Replica, reducer: Reducer, bucket_bytes: int) -> None:
     """Between two units; what compression holds back moves along."""
-    held = {} if reducer is None else by_path(replica, reducer.residuals)
+    held = by_path(replica, reducer.residuals)
     replica.gradients.resize(bucket_bytes)
-    if reducer is not None and held:
+    if held:
         reducer.residuals = by_bucket(replica, held)
 
 
@@ -153,10 +177,3 @@ def _replicas(names: Collection[str], kind: str) -> int:
     """How many replicas wrote what a checkpoint has of a kind."""
     numbers = {int(parts[1]) for name in names if (parts := name.split("."))[0] == "sync" and parts[1].isdigit() and parts[2] == kind}
     return max(numbers) + 1 if numbers else 0
-
-
-def _wait(collective: Any) -> None:
-    try:
-        collective.wait()
-    except RuntimeError as error:
-        raise PeerLost(str(error)) from error

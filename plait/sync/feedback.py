@@ -36,6 +36,12 @@ class Feedback:
         self._staged[key] = torch.zeros_like(values_N)
         return [values_N if held is None else values_N + held]
 
+    def pay_back(self, values_N: Tensor, key: int) -> None:
+        """Nobody is left to send it to: what was held back is in the sum itself."""
+        if key in self.residuals:
+            values_N += self.residuals[key]
+            self._staged[key] = torch.zeros_like(values_N)
+
     def encode(self, values_N: Tensor, key: int, unit: tuple[int, ...]) -> list[Tensor]:
         """The payload of a bucket. unit: what is sent of it, so that no rounding is like another."""
         if self.codec is None:

@@ -11,28 +11,27 @@ from typing import Any
 
 import torch
 import torch.distributed
-from torch.distributed import FileStore, PrefixStore, ProcessGroup, Store, TCPStore
+from torch.distributed import FileStore, ProcessGroup, Store, TCPStore
 
 from plait.replica.device import backend
 
 TIMEOUT = timedelta(minutes=30)
 
 
-def local_store(folder: Path, members: int) -> Store:
+def local_store(folder: Path, name: str = "store") -> Store:
     """A meeting place for the processes of one host: a file."""
-    return FileStore(str(folder / "store"), members)
+    return FileStore(str(folder / name), -1)
 
 
-def network_store(host: str, port: int, members: int, serving: bool) -> Store:
+def network_store(host: str, port: int, serving: bool) -> Store:
     """A meeting place for the processes of several hosts."""
-    return TCPStore(host, port, members, serving, timeout=TIMEOUT, wait_for_workers=False)
+    return TCPStore(host, port, None, serving, timeout=TIMEOUT, wait_for_workers=False)
 
 
-def make_group(store: Store, rank: int, size: int, generation: int, device: torch.device, loopback: bool) -> ProcessGroup:
+def make_group(store: Store, rank: int, size: int, device: torch.device, loopback: bool) -> ProcessGroup:
     """The group of all replicas. gloo listens on the loopback interface alone where all its members are on one host."""
-    own = PrefixStore(f"generation_{generation}", store)
     make = _nccl if backend(device) == "nccl" else _gloo
-    group: ProcessGroup = make(own, rank, size, loopback)
+    group: ProcessGroup = make(store, rank, size, loopback)
     return group
 
 

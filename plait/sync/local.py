@@ -22,43 +22,49 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from plait.ledger.messages import Part, Verdict, Work
+from plait.replica.optim import optimizer_state, reset_state, restore_state
 from plait.replica.placed import placed
 from plait.replica.replica import Replica
-from plait.sync.deal import ByReplica, by_path, resize_buckets
+from plait.sync.deal import ByReplica, resize_buckets
+from plait.sync.handing import Handing, hand_over
+from plait.sync.peers import Peers
 from plait.sync.reduce import Reducer
 from plait.sync.strategy import Rate, Report, State, Targets, Traffic, Votes
 
 
 class LocalSteps:
-    """local_sgd, and with an outer rate and momentum diloco. `reducer` and `peers` are None for a replica alone."""
+    """local_sgd, and with an outer rate and momentum diloco."""
 
-    def __init__(
-        self, reducer: Reducer | None, peers: ByReplica | None, rate: Rate, targets: Targets, outer_lr: float = 1.0, momentum: float = 0.0
-    ) -> None:
+    def __init__(self, reducer: Reducer, peers: Peers, rate: Rate, targets: Targets, outer_lr: float = 1.0, momentum: float = 0.0) -> None:
         self._reducer, self._peers = reducer, peers
+        self._by_replica = ByReplica(peers)
         self._rate, self._targets = rate, targets
         self._outer_lr, self._momentum = outer_lr, momentum
         self._outer: torch.optim.SGD | None = None
         self._start: list[Tensor] = []
+        self._before: dict[str, Any] = {}
+        self._amid = False
+        """whether steps of a round have changed what is here"""
+        self._handing: Handing | None = None
+        peers.follow(reducer.regroup)
 
     def meet(self, servers: list[str]) -> None:
         """None is needed."""
 
     def join(self, verdict: Verdict, replica: Replica) -> Verdict:
-        """Nothing comes with it: replicas began alike."""
+        """The state comes with the first round, where it is not the one to begin with."""
         return verdict
 
     def enter(self, replica: Replica, owed: State) -> None:
         """What is owed was this replica's share of a sum; here gradients are its own means."""
-        replicas = 1 if self._peers is None else self._peers.replicas
-        replica.gradients.owe({path: replicas * value for path, value in owed.items()})
-        if self._reducer is not None:
-            self._reducer.residuals = {}
+        replica.gradients.owe({path: self._peers.size * value for path, value in owed.items()})
+        self._reducer.residuals = {}
         parameters = list(replica.parameters.values())
         self._outer = torch.optim.SGD(parameters, lr=self._outer_lr, momentum=self._momentum, nesterov=self._momentum > 0)
         if self._momentum:
@@ -68,63 +74,89 @@ class LocalSteps:
 
     @torch.no_grad()
     def begin(self, work: Work, replica: Replica) -> Verdict | None:
+        """Steps change what a new replica needs, so that it is handed over before the first of them."""
+        self._handing = hand_over(self._peers, work, replica, self._outer_state(replica))
+        if self._handing is not None:
+            self._handing.finish()
         torch._foreach_copy_(self._start, list(replica.parameters.values()))
+        if self._peers.size > 1:
+            self._remember(replica)
+        self._amid = True
         return None
 
     def end(self, part: Part, replica: Replica) -> float:
-        """A step of this replica's own; left out where its gradient is not finite."""
+        """A step of this replica's own; left out where its gradient is not finite, and where it has no share."""
         replica.finish()
         squared_norm = replica.gradients.squared_norm()
         grad_norm = math.sqrt(replica.sum_over_ranks(squared_norm))
-        if math.isfinite(grad_norm):
+        if math.isfinite(grad_norm) and part.ranges:
             replica.apply(grad_norm, self._rate(part.step))
         return squared_norm
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
+        if self._handing is not None:
+            self._handing.wait()
         self._take_differences(work, replica)
         traffic = self._reduce(work, replica)
         verdict = ledger.vote(report(traffic))
         committed = verdict.decision == "commit"
-        if self._reducer is not None:
-            self._reducer.keep(committed)
+        self._reducer.keep(committed)
         if committed:
             self._step_outside(replica)
+            self._amid = False
         return verdict
+
+    @torch.no_grad()
+    def void(self, replica: Replica) -> None:
+        """Parameters and optimizer are as they were when the round began."""
+        self._reducer.keep(False)
+        if not self._amid:
+            return
+        torch._foreach_copy_(list(replica.parameters.values()), self._start)
+        if self._before:
+            restore_state(replica.optimizer, replica.parameters.items(), self._before)
+        else:  # one that makes its state in its first step
+            reset_state(replica.optimizer)
+        replica.publish()
+        self._amid, self._handing = False, None
 
     @torch.no_grad()
     def leave(self, replica: Replica) -> State:
         """What compression held back of differences is made up for at once."""
-        if self._peers is not None and self._reducer is not None:
-            self._peers.average_optimizers(replica)
-            for path, owed in by_path(replica, self._reducer.residuals).items():
-                replica.parameters[path].sub_(self._peers.sum(owed))
-            replica.publish()
-        self._outer, self._start = None, []
+        if self._peers.size > 1:
+            self._by_replica.average_optimizers(replica)
+        for path, owed in self._by_replica.held_back(replica, self._reducer).items():
+            replica.parameters[path].sub_(self._by_replica.sum(owed))
+        replica.publish()
+        self._outer, self._start, self._before = None, [], {}
         return {}
 
     def state(self, replica: Replica) -> State:
-        state = self._outer_state(replica)
-        if self._peers is not None:
-            state |= self._peers.optimizers(replica) | self._peers.residuals(replica, self._reducer)
-        return state
+        return self._outer_state(replica) | self._by_replica.optimizers(replica) | self._by_replica.residuals(replica, self._reducer)
 
     def state_to_load(self, replica: Replica, names: Collection[str]) -> State:
         state = self._outer_state(replica) if any(name.startswith("sync.outer.") for name in names) else {}
-        if self._peers is not None:
-            state |= self._peers.optimizers_to_load(replica, names) | self._peers.residuals_to_load(replica, names)
-        return state
+        return state | self._by_replica.optimizers_to_load(replica, names) | self._by_replica.residuals_to_load(replica, names)
 
     def restore(self, replica: Replica, state: State) -> None:
         """The outer momentum has been loaded in place."""
-        if self._peers is not None:
-            self._peers.restore_optimizers(replica, state)
-            self._peers.restore_residuals(replica, self._reducer, state)
+        self._by_replica.restore_optimizers(replica, state)
+        self._by_replica.restore_residuals(replica, self._reducer, state)
 
     def resize(self, replica: Replica, bucket_bytes: int) -> None:
         resize_buckets(replica, self._reducer, bucket_bytes)
 
     def close(self) -> None:
-        self._reducer = None
+        self._reducer.regroup(None)
+
+    def _remember(self, replica: Replica) -> None:
+        """The optimizer's state, should the round be void: in tensors that are allocated once."""
+        state = optimizer_state(replica.optimizer, replica.parameters.items())
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name in self._before:
+                self._before[name].copy_(value)
+            else:
+                self._before[name] = value.clone() if isinstance(value, Tensor) else value
 
     @torch.no_grad()
     def _take_differences(self, work: Work, replica: Replica) -> None:
@@ -136,8 +168,6 @@ class LocalSteps:
             torch.sub(start, parameter, out=parameter.grad).mul_(share)
 
     def _reduce(self, work: Work, replica: Replica) -> Traffic:
-        if self._reducer is None:
-            return Traffic()
         began = time.perf_counter()
         self._reducer.begin(work.step)
         for bucket, key in zip(replica.gradients.buckets, replica.gradients.keys, strict=True):

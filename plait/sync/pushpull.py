@@ -97,6 +97,9 @@ class PushPull:
         self._traffic = Traffic(0, now - pulling, now - began)
         return verdict
 
+    def void(self, replica: Replica) -> None:
+        """Nothing is changed here but by what servers send."""
+
     def leave(self, replica: Replica) -> State:
         """The last pull brought optimizer state too."""
         self._hang_up()

@@ -36,24 +36,37 @@ from plait.sync.strategy import PeerLost
 
 
 class Reducer:
-    """Sums flat buckets over the replicas of a bare group, in place, in the order in which they are launched.
+    """Sums flat buckets over the replicas of a bare group, in place, in the order in which they are launched; alone they are sums already.
 
     sent: bytes that this member sent since `begin`. seconds: those in which a bucket was under way, from launch to done; overlapped
     with backward or not. residuals: what compression holds back, by key; in the order of the bucket's values.
     """
 
-    def __init__(self, group: ProcessGroup, codec: Codec | None = None, link: Link | None = None, seed: int = 0) -> None:
-        self._group = group
+    def __init__(self, group: ProcessGroup | None = None, codec: Codec | None = None, link: Link | None = None, seed: int = 0) -> None:
+        self._codec, self._link = codec, link
         self._feedback = Feedback(codec, seed)
-        self._way: _Plain | _Encoded = _Plain(group, link) if codec is None else _Encoded(group, codec, self._feedback, link)
+        self.regroup(group)
+
+    def regroup(self, group: ProcessGroup | None) -> None:
+        """Another group, between two units. What compression holds back stays: it is this member's."""
+        self._way: _Plain | _Encoded | None = None
+        if group is not None and self._codec is None:
+            self._way = _Plain(group, self._link)
+        elif group is not None and self._codec is not None:
+            self._way = _Encoded(group, self._codec, self._feedback, self._link)
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether anything is ever held back."""
+        return self._feedback.feeds_back
 
     @property
     def sent(self) -> int:
-        return self._way.sent
+        return self._way.sent if self._way else 0
 
     @property
     def seconds(self) -> float:
-        return self._way.span.seconds
+        return self._way.span.seconds if self._way else 0.0
 
     @property
     def residuals(self) -> dict[int, Tensor]:
@@ -65,18 +78,22 @@ class Reducer:
 
     def begin(self, unit: int) -> None:
         """Nothing is launched yet. unit: its number, so that no rounding is like another."""
-        self._way.begin(unit)
+        if self._way:
+            self._way.begin(unit)
 
     def launch(self, bucket: Tensor, key: int) -> None:
         """Returns at once; nobody touches the bucket until `wait` has returned. key: the same on all replicas."""
-        if bucket.numel():
+        if self._way is None:
+            self._feedback.pay_back(bucket, key)
+        elif bucket.numel():
             self._way.launch(bucket, key)
         else:
             self._feedback.encode(bucket, key, ())  # what it holds back is as empty
 
     def wait(self) -> None:
         """All launched buckets hold the sums. Raises PeerLost."""
-        self._way.wait()
+        if self._way:
+            self._way.wait()
 
     def keep(self, committed: bool) -> None:
         """The verdict: residuals of this unit count from now on, or never did."""
@@ -171,6 +188,11 @@ class _Encoded:
         self._launched: list[Future[None]] = []
         self._unit = 0
         self.span = Span()
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether anything is ever held back."""
+        return self._feedback.feeds_back
 
     @property
     def sent(self) -> int:

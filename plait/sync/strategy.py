@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from plait.errors import PlaitError
 from plait.events import Ranges
-from plait.ledger.messages import Part, Verdict, Vote, Work
+from plait.ledger.messages import Message, Part, Verdict, Vote, Work
 from plait.replica.replica import Replica
 
 
@@ -36,6 +36,9 @@ class Votes(Protocol):
     """The part of a ledger's client that a strategy needs."""
 
     def vote(self, vote: Vote) -> Verdict: ...
+    def tell(self, message: Message) -> None: ...
+    def hear(self) -> Verdict: ...
+    def called(self) -> bool: ...
 
 
 Report = Callable[[Traffic], Vote]
@@ -64,6 +67,9 @@ class Sync(Protocol):
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
         """Agree with the other replicas, ask the ledger, and follow its verdict."""
+
+    def void(self, replica: Replica) -> None:
+        """The unit that was begun does not count, however far it came: all is as before it."""
 
     def leave(self, replica: Replica) -> State:
         """No longer. Parameters and optimizer state are the same on all replicas again. Returns gradients that are owed."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,12 @@ def train(
     preparing: Callable[[Progress], None] | None = None,
     nursery: Nursery | None = None,
     quiet: bool = False,
+    faults: Sequence[dict[str, Any]] = (),
 ) -> Result:
     """Train to the run's duration; what `out` already holds of this run is resumed.
 
     listeners are told of each event, besides those of [watch]. nursery: a warm one to fork workers from, kept open. quiet: no log.
+    faults: failures on purpose, plait.cluster.faults.Fault as plain values.
     Raises UserError before anything starts, Interrupted when stopped by a signal, WorkerFailed.
     """
     if world := environment.read():
@@ -76,13 +78,13 @@ def train(
     prepared = prepare(run, preparing)
     run = _laid_out(run, prepared, None, quiet)
     with Folder(Path(out)) as folder, ExitStack() as stack:
-        started = Start(run, folder, prepared)
+        started = Start(run, folder, prepared, elastic=True)
         if started.done:
             return _result(started.folder.path)
         told = stack.enter_context(started.listeners(listeners, quiet))
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(told)
-        local.launch(started.site, ledger, nursery)
+        local.launch(replace(started.site, faults=tuple(faults)), ledger, nursery)
         return started.conclude(ledger)
 
 
@@ -156,11 +158,11 @@ def _raise_outcome(exit_code: int) -> None:
 class Start:
     """What a run begins from, once its folder is claimed. Raises UserError where it cannot begin."""
 
-    def __init__(self, run: spec.Run, folder: Folder, prepared: Prepared) -> None:
+    def __init__(self, run: spec.Run, folder: Folder, prepared: Prepared, elastic: bool = False) -> None:
         self.run = run
         self.folder = folder
         batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
-        self.plan: Plan = plan_of(run, prepared, batches)
+        self.plan: Plan = plan_of(run, prepared, batches, elastic)
         self._log_every = batches.steps_of(run.train.log_every)
         folder.claim(run, _facts(prepared))
         manifest.clear_leftovers(folder.checkpoints)

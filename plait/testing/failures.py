@@ -38,6 +38,25 @@ class SignalAt:
         """Nothing is held."""
 
 
+class CutOff(BaseException):
+    """The launching process ended, as far as its run is concerned."""
+
+
+class CutOffAt:
+    """Ends a run, and nothing is saved for it, when an event of `kind` first tells of `step` or a later one: raises CutOff."""
+
+    def __init__(self, step: int, kind: type[events.Step] | type[events.Saved] = events.Step) -> None:
+        self._step = step
+        self._kind = kind
+
+    def on(self, event: events.Event) -> None:
+        if isinstance(event, self._kind) and event.step >= self._step:
+            raise CutOff
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class PauseAt(SignalAt):
     """Stops a rank of a replica for some seconds when a step is recorded: a straggler, as sudden as they are."""
 

@@ -80,7 +80,7 @@ def _call(config: dict[str, Any]) -> int:
     try:
         sys.path[:] = config["path"]
         torch.set_num_threads(1)
-        group = make_group(local_store(place, size), rank, size, 1, torch.device("cpu"), loopback=True)
+        group = make_group(local_store(place), rank, size, torch.device("cpu"), loopback=True)
         group.barrier(torch.distributed.BarrierOptions()).wait()  # who fails at once would break connections still being made
         module, _, name = config["function"].partition(":")
         result = getattr(importlib.import_module(module), name)(rank, size, group, **config["arguments"])

@@ -12,6 +12,7 @@ from plait.ledger.messages import Kept, Measured, Message, Unkept, Verdict
 from plait.replica.compute import Compute, Sums
 from plait.replica.replica import Replica
 from plait.sync.phases import Phases
+from plait.sync.strategy import PeerLost
 from plait.train import manifest
 from plait.train.checkpoint import Checkpoints, load, names
 
@@ -67,7 +68,12 @@ class Duties:
 
     def _save(self, verdict: Verdict) -> None:
         """All that are told to give what they have; who has the position, writes."""
-        state = self._sync.state(self._replica)
+        try:
+            state = self._sync.state(self._replica)
+        except PeerLost as lost:  # what becomes of the run is told by the next unit, which will break as well
+            if verdict.position is not None:
+                self._failed(verdict.step, f"another replica was lost: {lost}", again=True)
+            return
         if self._checkpoints is not None and verdict.position is not None:
             self._checkpoints.save(verdict.step, self._replica.state() | state, {**self._about, "position": verdict.position})
 
@@ -82,8 +88,8 @@ class Duties:
     def _saved(self, step: int, path: Path, size: int, seconds: float, stalled: float) -> None:
         self._facts.put(Kept(step, str(path), size, seconds, stalled))
 
-    def _failed(self, step: int, why: str) -> None:
-        self._facts.put(Unkept(step, why))
+    def _failed(self, step: int, why: str, again: bool = False) -> None:
+        self._facts.put(Unkept(step, why, again))
 
     def _tell_facts(self) -> None:
         """The writer is a thread of its own, and the line to the ledger belongs to this one."""

@@ -11,7 +11,7 @@ from plait.ledger.messages import Did, Part, Request, Verdict, Vote, Work
 from plait.replica.device import peak_memory
 from plait.replica.replica import Replica
 from plait.sync.phases import Phases
-from plait.sync.strategy import Rate, Traffic, Votes
+from plait.sync.strategy import PeerLost, Rate, Traffic, Votes
 from plait.train.duties import Duties
 
 
@@ -31,20 +31,28 @@ def train(
     duties.perform(verdict)
     while (work := verdict.work) is not None:
         clock.start()
-        if (instead := sync.begin(work, replica)) is not None:
-            verdict = instead
-        else:
-            done = [_learn(part, sync, replica, loader, rate) for part in work.parts]
-            verdict = sync.settle(work, replica, ledger, _reporter(work, done, replica, clock, request))
-            clock.voted()
+        if work.last:
+            duties.finish()
+        try:
+            if (instead := sync.begin(work, replica)) is not None:
+                verdict = instead
+            else:
+                done = [_learn(part, work, sync, replica, loader, ledger, rate) for part in work.parts]
+                verdict = sync.settle(work, replica, ledger, _reporter(work, done, replica, clock, request))
+                clock.voted()
+        except PeerLost as lost:
+            verdict = sync.go_on(work, replica, ledger, lost)
         duties.perform(verdict)
 
 
-def _learn(part: Part, sync: Phases, replica: Replica, loader: Loader, rate: Rate) -> Did:
-    """This replica's share of one step."""
+def _learn(part: Part, work: Work, sync: Phases, replica: Replica, loader: Loader, ledger: Votes, rate: Rate) -> Did:
+    """This replica's share of one step. Raises PeerLost where the ledger calls it away; ranks of one replica go on to the end, since they
+    could not all be told at the same micro-batch."""
     replica.begin(loader.divisor(part), loader.count(part))
     for micro_batch in loader.read(part):
         replica.accumulate(micro_batch)
+        if work.peers and replica.mesh.ranks == 1 and ledger.called():
+            raise PeerLost("the unit is void")
     squared_norm = sync.end(part, replica)
     return Did(replica.loss_sum(), squared_norm, rate(part.step), replica.load())
 

@@ -24,6 +24,8 @@ _STYLES: dict[type[Event], str] = {
     events.Saved: "dim",
     events.SaveFailed: "bold red",
     events.Lost: "bold red",
+    events.Regrouped: "green",
+    events.Waiting: "yellow",
     events.RolledBack: "yellow",
     events.Resumed: "green",
     events.Stopped: "yellow",
@@ -179,6 +181,12 @@ def _member(event: events.Lost) -> str:
     return f"parameter server {event.rank}" if event.replica < 0 else f"replica {event.replica} (rank {event.rank})"
 
 
+def _regrouped(event: events.Regrouped) -> str:
+    members = " ".join(map(str, event.replicas))
+    new = f"; {' '.join(map(str, event.new))} takes the state from the others" if event.new else ""
+    return f"step {event.step}  going on with replica{'s' if len(event.replicas) > 1 else ''} {members}{new}"
+
+
 def _saved(event: events.Saved) -> str:
     held = f"training held up {event.stalled:.2f} s"
     return f"step {event.step}  saved {event.path} ({event.bytes / 2**20:,.1f} MiB in {event.seconds:.1f} s, {held})"
@@ -194,6 +202,8 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Switched: lambda event: f"from step {event.step + 1} on: {event.sync}, since {event.why}",
     events.Retuned: lambda event: f"buckets of {event.bucket_mib:g} MiB, for {event.why}",
     events.Lost: lambda event: f"lost {_member(event)}: {event.why.strip().splitlines()[-1]}",
+    events.Regrouped: _regrouped,
+    events.Waiting: lambda event: f"waiting: {event.replicas} of the {event.fewest} replicas that the run needs are here",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",
     events.Finished: lambda event: f"finished after step {event.step}",
 }

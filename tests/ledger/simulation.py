@@ -1,5 +1,6 @@
 """A ledger with model workers and model parameter servers, whose messages arrive in any order that a network allows.
 
+Workers that agree together meet, hand over their state, compute, sum and vote as replicas do; the state is the list of steps that count.
 What one sends to another stays in order; everything else interleaves as a schedule chooses. Workers and servers may be killed: what they
 had sent may still arrive. Servers check what they are told; the run's coverage is checked from its journal.
 """
@@ -15,6 +16,7 @@ from plait.ledger.messages import (
     SERVING,
     Add,
     Apply,
+    Broken,
     Closed,
     Did,
     Drop,
@@ -25,6 +27,7 @@ from plait.ledger.messages import (
     Join,
     Kept,
     Left,
+    Measured,
     Member,
     Message,
     Outbox,
@@ -49,6 +52,7 @@ class Worker:
     phase: int = 0
     left: bool = False
     life: int = 0
+    state: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -84,8 +88,11 @@ class Simulation:
         self.servers = {number: Server() for _, number in plan.serving}
         self.lives: Counter[Member] = Counter()
         self.staleness: list[int] = []
+        self.arrived: dict[int, set[tuple[Member, int]]] = {}
+        self.begun = tuple(range(1, position["step"] + 1)) if position else ()
         for member in plan.members:
-            self.start(member)
+            if member not in plan.late:
+                self.start(member)
 
     # --- the network -----------------------------------------------------------------------------------------------
 
@@ -121,7 +128,9 @@ class Simulation:
         member, life = receiver
         if life != self.lives[member]:
             return
-        if member[0] == SERVING:
+        if sender == "itself":
+            self.go_on(member, self.workers[member], letter)
+        elif member[0] == SERVING:
             self.serve(member[1], sender, letter)
         else:
             self.hear(member, sender, letter)
@@ -134,6 +143,8 @@ class Simulation:
             self.servers[member[1]] = Server(life=life)
         else:
             self.workers[member] = Worker(life=life)
+            if not life:
+                self.workers[member].state = self.begun
         self.post((member, life), "ledger", Join("host", 1, "cpu", 10, "address"))
 
     def restart(self, member: Member) -> None:
@@ -152,6 +163,9 @@ class Simulation:
             return
         self.kills -= 1
         member = self.chance.choice(living)
+        for other, worker in self.workers.items():  # connections break for those who talked to it
+            if worker.work is not None and member[0] in worker.work.peers and other[0] != member[0]:
+                self.post("itself", (other, worker.life), ("broken", worker.work.unit))
         self.lives[member] += 1  # what it had sent is lost with it, and what is for it too
         self.deliver(self.ledger.lose(member, "killed"))
 
@@ -162,13 +176,68 @@ class Simulation:
         if sender == "ledger":
             assert isinstance(letter, Verdict | Closed), letter
             if isinstance(letter, Verdict):
-                assert worker.verdict is None or letter.decision == "rollback", "a verdict that nobody asked for"
-                assert worker.work is None or letter.decision == "rollback", "a verdict before the vote"
+                at_any_time = letter.decision in ("void", "rollback")
+                assert worker.verdict is None or at_any_time, "a verdict that nobody asked for"
+                assert worker.work is None or at_any_time, "a verdict before the vote"
+                if worker.left:
+                    return  # its process has ended
+                self.learn(worker, letter)
                 self.follow(member, worker, letter)
             return
         worker.arrived.add(letter)
         if worker.verdict is not None:
             self.pull(member, worker, worker.verdict)
+
+    def learn(self, worker: Worker, verdict: Verdict) -> None:
+        """What becomes of a worker's state, where replicas agree together."""
+        if self.plan.servers:
+            return
+        if verdict.to_step is not None:
+            worker.state = tuple(range(1, verdict.to_step + 1))
+        elif verdict.decision == "commit":
+            assert worker.state is not None
+            worker.state = (*worker.state, *range(worker.state[-1] + 1 if worker.state else 1, verdict.step + 1))
+            assert worker.state == tuple(range(1, verdict.step + 1)), "a step is missing, or applied twice"
+
+    def together(self, member: Member, worker: Worker, work: Work) -> None:
+        """A lease of a share, or of nothing."""
+        if work.peers:
+            self.post("itself", (member, worker.life), ("arrived", work.unit))
+        else:
+            self.vote(member, worker, work)
+
+    def go_on(self, member: Member, worker: Worker, letter: tuple[str, int]) -> None:
+        """What happens within a unit that is held together: arriving where buckets are summed, the sum, or the end of a connection."""
+        what, unit = letter
+        work = worker.work
+        if work is None or work.unit != unit:
+            return
+        if what == "broken":
+            worker.work = None
+            self.post((member, worker.life), "ledger", Broken(unit, "connection closed"))
+            return
+        if what == "summed":
+            self.vote(member, worker, work)
+            return
+        arrived = self.arrived.setdefault(unit, set())
+        arrived.add((member, worker.life))
+        everyone = {((replica, rank), self.lives[replica, rank]) for replica in work.peers for rank in range(self.plan.ranks)}
+        if everyone <= arrived:
+            if work.parts and not self.plan.servers:
+                self.hand_over(work)
+            for each in sorted(everyone):
+                self.post("itself", each, ("summed", unit))
+
+    def hand_over(self, work: Work) -> None:
+        level = {worker.state for (replica, _), worker in self.workers.items() if replica in work.peers and replica not in work.new}
+        assert len(level) == 1, "replicas that are level differ"
+        for (replica, _), worker in self.workers.items():
+            if replica in work.new:
+                worker.state = min(level)
+
+    def vote(self, member: Member, worker: Worker, work: Work) -> None:
+        worker.work = None
+        self.post((member, worker.life), "ledger", Vote(work.unit, [Did(1.0, 1.0, 0.1) for _ in work.parts], 0.1))
 
     def follow(self, member: Member, worker: Worker, verdict: Verdict) -> None:
         worker.verdict, worker.work = verdict, None
@@ -194,6 +263,9 @@ class Simulation:
         """Duties, then the next unit: pushes, and a vote."""
         verdict, worker.verdict = worker.verdict, None
         worker.work = verdict.work
+        if verdict.evaluate is not None:
+            sequences = sum(end - first for first, end in verdict.evaluate)
+            self.post((member, worker.life), "ledger", Measured(verdict.step, "validation", 1.0 * sequences, 0, sequences))
         if verdict.position is not None:
             self.positions.append(verdict.position)
             self.post((member, worker.life), "ledger", Kept(verdict.step, "x", 1, 0.0, 0.0))
@@ -203,6 +275,10 @@ class Simulation:
             self.post((member, worker.life), "ledger", Left())
             return
         me = member, worker.life
+        if not work.era:
+            worker.phase, worker.connected, worker.arrived = work.phase, False, set()
+            self.together(member, worker, work)
+            return
         if work.phase != worker.phase:
             worker.phase, worker.connected, worker.arrived = work.phase, False, set()
         if not worker.connected:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from plait import events, spec
 from plait.cluster.nursery import Nursery
-from plait.errors import CheckpointError, WorkerFailed
+from plait.errors import CheckpointError
 from plait.events import Event, Ranges
 from plait.ledger import shares
 from plait.proof.coverage import verify_run
 from plait.proof.showing import coverage
 from plait.tasks import pretrain
-from plait.testing.failures import SignalAt
+from plait.testing.failures import CutOff, CutOffAt, SignalAt
 from tests.runs import tiny
 
 Write = Callable[..., Path]
@@ -56,8 +56,8 @@ STARTED = events.Started(0.0, "0", 2, 10, 3, "cpu")
 
 def test_a_run_with_a_kill_and_a_resume_is_covered_and_told(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> None:
     run = tiny(corpus, prepared, layout__replicas=2, train__duration="8 steps", checkpoint__every="2 steps")
-    with pytest.raises(WorkerFailed):
-        pretrain.train(run, tmp_path / "out", nursery=nursery, quiet=True, listeners=[SignalAt(4, replica=1)])
+    with pytest.raises(CutOff):
+        pretrain.train(run, tmp_path / "out", nursery=nursery, quiet=True, listeners=[SignalAt(4, replica=1), CutOffAt(6)])
     pretrain.train(run, tmp_path / "out", nursery=nursery, quiet=True)
     proof = verify_run(tmp_path / "out")
     assert proof.ok

@@ -23,7 +23,7 @@ SETTLED, STEPS = 100, 300
 def steady(rank: int, size: int, group: Any, place: str, layout: dict[str, int]) -> dict[str, float]:
     devices.keep_freed_memory()
     run = run_of(layers=2, width=64)
-    mesh = make_mesh(spec.Layout(**layout), rank, local_store(Path(place), size), torch.device("cpu"), loopback=True)
+    mesh = make_mesh(spec.Layout(**layout), rank, local_store(Path(place)), torch.device("cpu"), loopback=True)
     replica = Replica(run.model_copy(update={"layout": spec.Layout(**layout)}), VOCABULARY, torch.device("cpu"), mesh)
     buckets = [bucket.data_ptr() for bucket in replica.gradients.buckets]
     before = (0, 0)

@@ -58,9 +58,7 @@ def differences(rank: int, size: int, group: Any, model: dict[str, Any], documen
     if wrong == "scatter":
         collectives._Gather.backward = staticmethod(lambda ctx, gradient: (gradient.chunk(size, 1)[rank], None))
     with tempfile.TemporaryDirectory() as folder:
-        mesh = make_mesh(
-            spec.Layout(tensor=size), rank, local_store(Path(meeting(group, folder)), size), torch.device("cpu"), loopback=True
-        )
+        mesh = make_mesh(spec.Layout(tensor=size), rank, local_store(Path(meeting(group, folder))), torch.device("cpu"), loopback=True)
         spread = Replica(run, VOCABULARY, torch.device("cpu"), mesh)
         found = torch.tensor(trained(spread, documents), dtype=torch.float64)
         torch.distributed.all_reduce(found)
@@ -132,9 +130,7 @@ class Plain(nn.Module):
 
 def spread_loss(rank: int, size: int, group: Any) -> list[float]:
     """Largest differences of loss, gradient and guesses between spread logits and whole ones; a vocabulary of 5 over 4 ranks."""
-    torch.distributed.init_process_group(
-        "gloo", store=local_store(Path(meeting(group, tempfile.mkdtemp())), size), rank=rank, world_size=size
-    )
+    torch.distributed.init_process_group("gloo", store=local_store(Path(meeting(group, tempfile.mkdtemp()))), rank=rank, world_size=size)
     from plait.model.loss import cross_entropy
     from plait.replica.part import chunk_span
 

@@ -10,9 +10,9 @@ import pytest
 
 from plait import events
 from plait.cluster.nursery import Nursery
-from plait.errors import RunFileError, WorkerFailed
+from plait.errors import RunFileError
 from plait.tasks.pretrain import train
-from plait.testing.failures import SignalAt
+from plait.testing.failures import CutOff, CutOffAt
 from tests.runs import differences, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
@@ -98,8 +98,8 @@ def test_experts_beside_other_axes_draw_the_curve_of_one_process(curve: Train, a
 
 def test_biases_are_kept_and_the_curve_goes_on_in_another_layout(curve: Train, alone: list[events.Step]) -> None:
     every = {"checkpoint__every": "3 steps"}
-    with pytest.raises(WorkerFailed, match="SIGKILL"):
-        curve("moved", [SignalAt(6, replica=0, kind=events.Saved)], layout__expert=2, **every)
+    with pytest.raises(CutOff):
+        curve("moved", [CutOffAt(6, kind=events.Saved)], layout__expert=2, **every)
     assert_one_curve(alone, curve("moved", **every))
 
 

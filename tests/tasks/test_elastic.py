@@ -1,0 +1,151 @@
+"""Replicas die, come and hang: the others go on, the curve is the undisturbed one, and each sample was used exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from plait import events
+from plait.cluster.faults import Fault
+from plait.cluster.nursery import Nursery
+from plait.errors import WorkerFailed
+from plait.proof.coverage import verify_run
+from plait.tasks.pretrain import train
+from tests.runs import differences, history_of, steps_of, tiny
+
+LOSS, GRAD_NORM = 1e-9, 1e-7
+STEPS = 16
+THREE = {"layout__replicas": 3}
+POINTS = ("computing", "reducing", "reduced", "voted", "applying", "applied")
+
+
+class Trainer:
+    """Trains with failures, and proves that nothing was lost or used twice."""
+
+    def __init__(self, folder: Path, corpus: Path, prepared: Path, nursery: Nursery) -> None:
+        self.folder = folder
+        self._given = corpus, prepared
+        self._nursery = nursery
+
+    def __call__(self, name: str, *faults: Fault, listeners: Sequence[Any] = (), **changes: Any) -> list[events.Step]:
+        settings = {"train__duration": f"{STEPS} steps", "model__dropout": 0.1, **changes}
+        run = tiny(*self._given, **settings)
+        out = self.folder / name
+        train(run, out, listeners=listeners, nursery=self._nursery, quiet=True, faults=[asdict(fault) for fault in faults])
+        proof = verify_run(out)
+        assert proof.wrong == []
+        assert proof.finished
+        return steps_of(out)
+
+    def of(self, name: str, kind: type) -> list[Any]:
+        return [event for event in history_of(self.folder / name) if isinstance(event, kind)]
+
+    def lost(self, name: str) -> list[tuple[int, int]]:
+        return [(event.replica, event.rank) for event in self.of(name, events.Lost)]
+
+
+@pytest.fixture
+def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Trainer:
+    return Trainer(tmp_path, corpus, prepared, nursery)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Path, nursery: Nursery) -> list[events.Step]:
+    return Trainer(tmp_path_factory.mktemp("undisturbed"), corpus, prepared, nursery)("alone")
+
+
+def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
+    loss, grad_norm = differences(one, other)
+    assert loss <= LOSS
+    assert grad_norm <= GRAD_NORM
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_death_at_each_point_of_a_unit(curve: Trainer, undisturbed: list[events.Step], point: Any) -> None:
+    assert_one_curve(undisturbed, curve("killed", Fault(point, 4, 0), Fault(point, 9, 2), **THREE))
+    assert curve.lost("killed") == [(0, 0), (2, 0)]
+    assert not curve.of("killed", events.RolledBack)
+
+
+def test_two_deaths_at_once_and_all_deaths_at_once(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    """Where nobody is left, all return to the last checkpoint."""
+    all_at_once = [Fault("computing", 11, replica, attempt=1 if replica < 2 else 0) for replica in range(3)]
+    killed = curve("killed", Fault("computing", 4, 0), Fault("computing", 4, 1), *all_at_once, checkpoint__every="5 steps", **THREE)
+    assert_one_curve(undisturbed, killed)
+    assert sorted(curve.lost("killed")) == [(0, 0), (0, 0), (1, 0), (1, 0), (2, 0)]
+    (back,) = curve.of("killed", events.RolledBack)
+    assert back.to_step in (0, 5, 10)
+
+
+def test_deaths_amid_a_save_a_meeting_and_a_join(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    faults = (
+        Fault("saving", 0, 0),
+        Fault("meeting", 0, 0, attempt=1),
+        Fault("joining", 0, 0, attempt=2),
+        Fault("voted", 12, 1),
+    )
+    assert_one_curve(undisturbed, curve("killed", *faults, checkpoint__every="3 steps", **THREE))
+    assert curve.lost("killed") == [(0, 0), (0, 0), (0, 0), (1, 0)]
+    assert curve.of("killed", events.Saved)[-1].step == STEPS
+
+
+def test_the_last_save_is_made_though_who_makes_it_dies(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    assert_one_curve(undisturbed, curve("killed", Fault("saving", STEPS, 0), Fault("saving", STEPS, 1), **THREE))
+    assert [event.step for event in curve.of("killed", events.Saved)] == [STEPS]
+
+
+def test_an_evaluation_is_whole_though_one_dies_before_its_part(curve: Trainer) -> None:
+    every = {"train__evaluate_every": "4 steps", **THREE}
+    curve("whole", **every)
+    curve("killed", Fault("applied", 8, 1), Fault("applied", 16, 2), **every)
+    whole, killed = curve.of("whole", events.Evaluated), curve.of("killed", events.Evaluated)
+    assert [event.tokens for event in killed] == [event.tokens for event in whole]
+    assert [event.loss for event in killed] == pytest.approx([event.loss for event in whole], rel=LOSS)
+
+
+def test_replicas_of_several_ranks(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    faults = (Fault("reducing", 4, 0, rank=1), Fault("computing", 9, 2), Fault("voted", 12, 1, rank=1))
+    assert_one_curve(undisturbed, curve("killed", *faults, layout__tensor=2, **THREE))
+    assert curve.lost("killed") == [(0, 1), (2, 0), (1, 1)]
+
+
+def test_a_synchronous_server(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    faults = (Fault("computing", 4, 0), Fault("pushing", 9, 2), Fault("voted", 12, 1))
+    assert_one_curve(undisturbed, curve("killed", *faults, sync__strategy="server", sync__servers=2, **THREE))
+    assert curve.lost("killed") == [(0, 0), (2, 0), (1, 0)]
+
+
+@pytest.mark.parametrize("strategy", ["local_sgd", "diloco"])
+def test_a_round_is_done_again_from_its_beginning(curve: Trainer, strategy: str) -> None:
+    """Whether a replica dies in the last step of a round or after it, the others begin where the round did."""
+    settings = {"sync__strategy": strategy, "sync__every": "4 steps", **THREE}
+    early, late = (curve(point, Fault(point, 8, 2), **settings) for point in ("computing", "reducing"))  # type: ignore[arg-type]
+    assert set(late[4].shares) >= {"0", "1"}
+    assert [step.loss for step in late[:8]] == pytest.approx([step.loss for step in early[:8]], rel=LOSS)
+    assert curve.lost("computing") == curve.lost("reducing") == [(2, 0)]
+
+
+def test_compressed_sums_go_on_with_what_survivors_hold_back(curve: Trainer) -> None:
+    killed = curve("killed", Fault("reducing", 4, 0), Fault("reduced", 9, 2), sync__compress="topk", sync__top_k=0.3, **THREE)
+    assert killed[-1].loss < killed[0].loss
+
+
+def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    assert_one_curve(undisturbed, curve("waits", Fault("computing", 6, 1), elastic__replicas=[3, 3], **THREE))
+    assert [(event.replicas, event.fewest) for event in curve.of("waits", events.Waiting)] == [(2, 3)]
+    grown = curve("grows", elastic__replicas=[1, 3], layout__replicas=1, train__duration="60 steps")
+    assert len(grown[0].shares) == 1
+    assert len(grown[-1].shares) == 3
+
+
+def test_an_error_ends_a_replica_and_one_that_comes_again_the_run(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    once = Fault("computing", 5, 1, action="raise")
+    assert_one_curve(undisturbed, curve("once", once, **THREE))
+    assert "told to fail" in curve.of("once", events.Lost)[0].why
+    everywhere = [Fault("computing", 5, replica, action="raise") for replica in range(3)]
+    with pytest.raises(WorkerFailed, match="told to fail"):
+        curve("again", *everywhere, **THREE)
