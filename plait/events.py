@@ -149,6 +149,21 @@ class Lost(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Hung(Event):
+    """A replica's rank made no progress for so many seconds, and is killed. stack: where it is, innermost first; or what the system says
+    of a process that does not answer."""
+
+    replica: int
+    rank: int
+    host: str
+    pid: int
+    seconds: float
+    doing: str
+    step: int
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
 class Regrouped(Event):
     """Another membership, after `step`: the replicas that go on together; `new` ones take the state from the others."""
 
@@ -224,6 +239,7 @@ KINDS: tuple[type[Event], ...] = (
     Retuned,
     Switched,
     Lost,
+    Hung,
     Regrouped,
     Waiting,
     Stopped,

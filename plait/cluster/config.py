@@ -19,6 +19,12 @@ class Site:
     resume: Path | None
     faults: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def hang_after(self) -> float:
+        """Seconds."""
+        seconds: float = self.run["elastic"]["hang_after"]
+        return seconds
+
 
 @dataclass(frozen=True)
 class Config:

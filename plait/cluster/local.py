@@ -26,7 +26,8 @@ import zmq
 from plait.cluster.config import Config, Site
 from plait.cluster.nursery import Nursery
 from plait.cluster.signals import Signals
-from plait.ledger.messages import SERVING, Asked, Closed, Member
+from plait.cluster.watchdog import Watchdog
+from plait.ledger.messages import SERVING, Asked, Beat, Closed, Member, Vote
 from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
 
@@ -61,6 +62,7 @@ class Parent:
         self._attempts: Counter[Member] = Counter()
         self._alive: dict[str, Member] = {}
         self._wanted: set[Member] = set()
+        self._watchdog = Watchdog(site.hang_after)
         self._mourned: dict[Member, tuple[int, float]] = {}
         for member in ledger.expected:
             if member not in ledger.plan.late:
@@ -75,6 +77,7 @@ class Parent:
                 ready = dict(poller.poll(100))
                 self._answer()
                 self._watch(self._nursery.fileno() in ready)
+                self._end_hangs()
                 self._replace()
                 self._pass_on(signals)
         except BaseException:
@@ -87,6 +90,8 @@ class Parent:
     def _fork(self, member: Member) -> None:
         worker = f"{self._place.name}/{member[0]}.{member[1]}.{self._attempts[member]}"
         self._alive[worker] = member
+        self._watchdog.started(member)
+        self._ledger.started(member)
         self._nursery.fork(worker, FAULTY if self._site.faults else WORKER, asdict(self._config(member)))
         self._attempts[member] += 1
 
@@ -114,14 +119,21 @@ class Parent:
 
     def _answer(self) -> None:
         for member, message in self._server.receive():
-            self._server.send(self._ledger.handle(member, message))
+            if isinstance(message, Beat):
+                self._watchdog.hear(member, message)
+            else:
+                if isinstance(message, Vote) and message.did:
+                    self._watchdog.worked(member)
+                self._server.send(self._ledger.handle(member, message))
 
     def _watch(self, ready: bool) -> None:
         """Take note of workers that ended; one that died without a word is lost, its peers' complaints alone are no reason."""
         for message in self._nursery.messages() if ready else []:
             worker = message.get("ended")
             if worker in self._alive:
-                self._mourned[self._alive.pop(worker)] = message["status"], time.monotonic()
+                member = self._alive.pop(worker)
+                self._watchdog.ended(member)
+                self._mourned[member] = message["status"], time.monotonic()
         for member, (status, since) in list(self._mourned.items()):
             killed = status < 0
             if self._ledger.has_spoken(member):
@@ -129,6 +141,14 @@ class Parent:
             elif killed or time.monotonic() > since + LAST_WORDS:
                 del self._mourned[member]
                 self._server.send(self._ledger.lose(member, self._ledger.last_words(member) or _how_it_ended(status)))
+
+    def _end_hangs(self) -> None:
+        """Name who hangs, and kill it: what follows is what follows on any death."""
+        for hang in self._watchdog.look(self._ledger.pid):
+            self._ledger.hung(hang.member, hang.seconds, hang.doing, hang.stack)
+            for worker, member in self._alive.items():
+                if member == hang.member:
+                    self._nursery.signal(worker, signal.SIGKILL)
 
     def _replace(self) -> None:
         """Start members again, once what is left of them has ended: of a replica that lost a rank, all ranks."""

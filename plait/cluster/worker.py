@@ -14,11 +14,13 @@ from torch.distributed import PrefixStore, ProcessGroup, Store
 
 from plait import __version__, spec
 from plait.cluster.config import Config
+from plait.cluster.pulse import Pulse
 from plait.cluster.signals import Signals
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.errors import UserError
 from plait.ledger.messages import SERVING, Failed, Join
+from plait.ledger.progress import progress
 from plait.ledger.wire import LedgerClient, RunClosed
 from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers
@@ -45,14 +47,18 @@ from plait.train.loop import Loader, train
 
 def main(values: dict[str, Any]) -> int:
     """Train as the config says; returns the exit status. A failure is told to the ledger with its traceback."""
+    progress("starts")
     config = Config(**{**values, "member": tuple(values["member"])})
     ledger = LedgerClient(config.ledger, config.token, config.member)
     try:
-        with Signals(hard=_stop_hard) as signals:
+        hang_after = config.run["elastic"]["hang_after"]
+        with Signals(hard=_stop_hard) as signals, Pulse(config.ledger, config.token, config.member, hang_after) as pulse:
             if config.member[0] == SERVING:
                 _serve(config, ledger)
             else:
-                Worker(config, ledger, signals).work()
+                worker = Worker(config, ledger, signals)
+                pulse.on_void = worker.abort
+                worker.work()
         ledger.leave()
     except RunClosed:
         return 1
@@ -95,6 +101,10 @@ class Worker:
         self._sync.close()
         duties.finish()
         leave_mesh(self._mesh)
+
+    def abort(self) -> None:
+        """From another thread: let nobody wait for a peer that is gone."""
+        self._peers.abort()
 
     def _join_mesh(self) -> Mesh:
         replica, rank = self._config.member
@@ -176,6 +186,7 @@ def _serve(config: Config, ledger: LedgerClient) -> None:
     leave_out_of_optimizers()
     devices.set_threads(run.cluster.threads, config.workers_here)
     listener = Listener(config.listen, config.token)
+    progress("serves", "ledger")
     ledger.tell(Join(socket.gethostname(), os.getpid(), "parameter server", 0, listener.address))
     Server(run, listener, ledger).serve()
     listener.close()

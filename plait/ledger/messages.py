@@ -290,6 +290,19 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """A worker lives, and does what it says, for so many seconds now. waiting: for "peers" or the "ledger"; empty where it is itself at
+    work. step: the last that it began; units: that it has settled. stack: where its main thread is, when it has been there for long."""
+
+    doing: str
+    waiting: str
+    seconds: float
+    step: int
+    units: int
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
 class Left:
     """This member has done all that was asked of it and goes."""
 
@@ -310,6 +323,7 @@ Message = (
     | Asked
     | Link
     | Failed
+    | Beat
     | Left
     | Closed
     | Received

@@ -74,6 +74,8 @@ class Ledger:
         self._joined: dict[Member, Join] = {}
         self._left: set[Member] = set()
         self._gone: set[Member] = set(plan.late)
+        self._starting: set[Member] = set()
+        """of those that are gone, whose process has been started again"""
         self._dismissed: set[Member] = set()
         self._given_up: set[int] = set()
         self._idle_deaths: Counter[int] = Counter()
@@ -132,7 +134,8 @@ class Ledger:
             case Vote():
                 return self._vote(member, message)
             case Received() | Summed() | Filled():
-                return self._course.hear(member[1], message) if isinstance(self._course, Serving) and member not in self._gone else []
+                heard = isinstance(self._course, Serving) and member not in self._gone and not self._held_up
+                return self._course.hear(member[1], message) if heard else []  # type: ignore[union-attr]
             case Broken():
                 return self._broken(member, message)
             case Measured():
@@ -165,6 +168,21 @@ class Ledger:
                 raise ValueError(f"{type(message).__name__} is not for a ledger")
         return []
 
+    def pid(self, member: Member) -> int | None:
+        """Of a member that has joined."""
+        return self._joined[member].pid if member in self._joined else None
+
+    def hung(self, member: Member, seconds: float, doing: str, stack: str) -> None:
+        """A member makes no progress; that it is gone is told when it is."""
+        hello = self._joined.get(member)
+        host, pid = (hello.host, hello.pid) if hello else ("", 0)
+        self._record(events.Hung(self._clock(), *member, host, pid, seconds, doing, self.committed + 1, stack))
+
+    def started(self, member: Member) -> None:
+        """The process of a member that was wanted is there."""
+        if member in self._gone:
+            self._starting.add(member)
+
     def take_wanted(self) -> list[Member]:
         """Members that are gone and are to be started again; each is told once."""
         wanted, self._wanted = self._wanted, []
@@ -172,7 +190,7 @@ class Ledger:
 
     def has_spoken(self, member: Member) -> bool:
         """Whether a member took its leave before it ended, or is known to be gone."""
-        return member in self._left or member in self._gone
+        return member in self._left or (member in self._gone and member not in self._starting)
 
     def last_words(self, member: Member) -> str | None:
         """What a member complained of in a peer of its replica."""
@@ -191,6 +209,7 @@ class Ledger:
         self._echoes = [echo for echo in self._echoes if echo[0] != member]
         self._joined[member] = hello
         self._gone.discard(member)
+        self._starting.discard(member)
         if member[0] != SERVING:
             self._books.devices[member] = hello.device
         self._record(events.Joined(self._clock(), member[0], member[1], hello.host, hello.pid, hello.device))
@@ -296,13 +315,30 @@ class Ledger:
     # --- losing ----------------------------------------------------------------------------------------------
 
     def _lose(self, member: Member, why: str) -> Outbox:
-        if self.ended or member in self._left or member in self._gone:
+        if self.ended or self.has_spoken(member):
             return []
+        if any(other[0] == member[0] for other in self._starting):
+            return self._lose_newborn(member, why)
         if not (self.plan.elastic or isinstance(self._course, Serving) or member[0] == SERVING):
             return self._fail(member, why)
         if member[0] == SERVING:
             return self._lose_server(member, why)
         return self._lose_replica(member, why)
+
+    def _lose_newborn(self, member: Member, why: str) -> Outbox:
+        """One that was started again did not come as far as to take part."""
+        replica = member[0]
+        self._record(events.Lost(self._clock(), replica, member[1], why))
+        if replica == SERVING:
+            self._starting.discard(member)
+            self._wanted.append(member)
+            return []
+        self._idle_deaths[replica] += 1
+        if self._idle_deaths[replica] >= TRIES and (failure := self._give_up(replica, why)):
+            return self._close(member, failure)
+        self._part_with(replica)
+        self._want(replica)
+        return []
 
     def _raised_by(self, member: Member, why: str) -> Outbox:
         """An error that comes with the first unit, or comes again and again, is no accident."""
@@ -343,7 +379,9 @@ class Ledger:
         return outbox if outbox is not None else self._hold_up(why)
 
     def _part_with(self, replica: int) -> None:
-        self._gone.update((replica, rank) for rank in range(self.plan.ranks))
+        ranks = [(replica, rank) for rank in range(self.plan.ranks)]
+        self._gone.update(ranks)
+        self._starting.difference_update(ranks)
         self._at_work.discard(replica)
         if isinstance(self._course, Together):
             self._forget_measures(replica)

@@ -98,7 +98,7 @@ class Together:
         if self.done:
             return self._to(replica, Verdict(0, self._books.committed, "begin", 0.0))
         self.coming.add(replica)
-        return self._heard() if self._short else []
+        return self._heard() if self._short and self._roll is None else []
 
     def lose(self, replica: int) -> Outbox | None:
         """A replica is gone: the unit is void. None where nobody has the state any more."""

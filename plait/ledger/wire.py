@@ -15,6 +15,10 @@ import zmq
 
 from plait.errors import PlaitError
 from plait.ledger.messages import Closed, Join, Left, Member, Message, Outbox, Verdict, Vote, decode, encode
+from plait.ledger.progress import progress
+
+PULSE = "pulse"
+"""Ends the identity of a worker's second socket, which its pulse has."""
 
 
 class RunClosed(PlaitError):
@@ -47,6 +51,8 @@ class LedgerServer:
     def send(self, outbox: Outbox) -> None:
         for member, message in outbox:
             self.socket.send_multipart([_identity(member), encode(message)])
+            if isinstance(message, Verdict) and message.decision in ("void", "rollback"):
+                self.socket.send_multipart([_identity(member) + f".{PULSE}".encode(), b"void"])
 
     def serve(self, handle: Callable[[Member, Message], Outbox], ended: Callable[[], bool]) -> None:
         """Answer until `ended`, for where nothing else is to be watched."""
@@ -65,7 +71,7 @@ class LedgerServer:
         """The message, or None for what is no message of this run."""
         try:
             identity, token, body = frames
-            replica, _, rank = identity.decode().partition(".")
+            replica, rank, *_ = identity.decode().split(".")
             return ((int(replica), int(rank)), decode(body)) if hmac.compare_digest(token, self.token.encode()) else None
         except ValueError:
             return None
@@ -89,8 +95,11 @@ class LedgerClient:
 
     def vote(self, vote: Vote) -> Verdict:
         """Say that a unit is done here; returns what was decided."""
+        progress(f"waits for the verdict of unit {vote.unit}", "ledger")
         self.tell(vote)
-        return self.hear()
+        verdict = self.hear()
+        progress.units += bool(vote.did)
+        return verdict
 
     def called(self) -> bool:
         """Whether the ledger has something to say."""

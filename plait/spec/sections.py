@@ -361,6 +361,9 @@ class Elastic(Section):
     replicas: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = Field(
         None, description="[fewest, most]: below the fewest the run waits; it grows to the most; [1, layout.replicas] when left out"
     )
+    hang_after: float = Field(
+        120.0, gt=0, description="seconds without progress after which a worker is named and replaced; ten times as many for its first unit"
+    )
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from plait.ledger.messages import Work
+from plait.ledger.progress import progress
 from plait.replica.placed import local_values
 from plait.replica.replica import Replica
 from plait.sync.exchange import losses
@@ -53,6 +54,7 @@ class Handing:
 
     def finish(self) -> None:
         """Until all has been sent, or cannot be."""
+        progress("hands over its state", "peers")
         try:
             for each in self._under_way:
                 each.wait()
@@ -68,6 +70,7 @@ class Handing:
 
     def receive(self, state: State) -> None:
         """Into the tensors of `state`, in place; its plain values are replaced. Raises PeerLost."""
+        progress("takes over the state of others", "peers")
         with losses():
             for number, (stripe, plain) in enumerate(_stripes(state)):
                 source = self._level[number % len(self._level)]

@@ -19,6 +19,7 @@ from torch.distributed import ProcessGroup
 
 from plait.ledger.messages import Link as Measured
 from plait.ledger.messages import Message, Verdict, Vote, Work
+from plait.ledger.progress import progress
 from plait.replica import device as devices
 from plait.sync import link
 from plait.sync.exchange import losses
@@ -78,6 +79,7 @@ class Peers:
     def meet(self, work: Work) -> Verdict:
         """Answer a lease of nothing, met or parted as it says; returns what the ledger says then. Raises PeerLost."""
         self.part()
+        progress(f"meets the others of generation {work.generation}", "peers")
         if len(work.peers) > 1:
             self._use(self._group(work))
             if work.measure:
@@ -87,6 +89,12 @@ class Peers:
     def part(self) -> None:
         """Connections are closed once nothing refers to the group: the others see it."""
         self._use(None)
+
+    def abort(self) -> None:
+        """From another thread: NCCL waits for a peer that is gone, where gloo sees its connection break."""
+        group = self.group
+        if group is not None and devices.backend(self.device) == "nccl":
+            group.abort()
 
     def _use(self, group: ProcessGroup | None) -> None:
         self.group = group

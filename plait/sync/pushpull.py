@@ -22,6 +22,7 @@ from torch import Tensor
 
 from plait.errors import PlaitError
 from plait.ledger.messages import Member, Part, Verdict, Work
+from plait.ledger.progress import progress
 from plait.ledger.wire import LedgerClient
 from plait.replica.optim import create_state, optimizer_state, restore_state
 from plait.replica.replica import Replica
@@ -86,9 +87,11 @@ class PushPull:
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
         """What is measured here goes into the next vote, as this one is sent before it."""
+        progress(f"waits for the verdict of unit {work.unit}", "ledger")
         self._ledger.tell(report(self._measured()))
         began = time.perf_counter()
         verdict = self._hear()
+        progress.units += bool(work.parts)
         pulling = time.perf_counter()
         if verdict.decision in ("commit", "skip"):
             self._feedback.keep(verdict.decision == "commit")
@@ -211,6 +214,7 @@ class PushPull:
     def _pull(self, verdict: Verdict, replica: Replica) -> Verdict:
         """Parameters of the version that the verdict names; or the verdict that came instead, when a server is gone."""
         missing = set(range(len(self._lines)))
+        progress("pulls parameters", "peers")
         while True:
             for server, message in self._collect():
                 if self._take(message, server, verdict.version, replica):

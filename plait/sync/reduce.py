@@ -26,6 +26,7 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from plait.ledger.progress import progress
 from plait.replica.transport import Pool
 from plait.sync.compress import BLOCK, Codec
 from plait.sync.exchange import Exchange, losses
@@ -130,7 +131,8 @@ class _Plain:
 
     def wait(self) -> None:
         with losses():
-            for each in self._launched:
+            for number, each in enumerate(self._launched, 1):
+                progress(f"all-reduce of bucket {number} of {len(self._launched)}", "peers")
                 each.work.wait()
         if self._failure is not None:
             raise PeerLost(str(self._failure)) from self._failure
@@ -210,7 +212,8 @@ class _Encoded:
         self._launched.append(self._sender.submit(Job(steps, self.span, bucket.device)))
 
     def wait(self) -> None:
-        for each in self._launched:
+        for number, each in enumerate(self._launched, 1):
+            progress(f"exchange of bucket {number} of {len(self._launched)}", "peers")
             each.result()
 
     def _sum_chunks(self, bucket_N: Tensor, key: int, tag: int) -> Steps:

@@ -66,6 +66,9 @@ class Checkpoints:
         """
         began = time.perf_counter()
         self.wait()
+        if self._first():
+            with suppress(OSError):  # what stays is replaced once its step comes again
+                manifest.remove_later(self._folder, step)
         tensors = {name: value for name, value in state.items() if _is_tensor(value)}
         scalars = _plain({name: value for name, value in state.items() if name not in tensors})
         staged = self._stage(tensors)

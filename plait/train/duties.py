@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
-from plait.data.batches import EvaluationBatches, in_lane
+from plait.data.batches import EvaluationBatches, MicroBatch, in_lane
 from plait.events import Ranges
 from plait.ledger.messages import Kept, Measured, Message, Unkept, Verdict
+from plait.ledger.progress import progress
 from plait.replica.compute import Compute, Sums
 from plait.replica.replica import Replica
 from plait.sync.phases import Phases
@@ -63,11 +65,13 @@ class Duties:
     def finish(self) -> None:
         """Wait for the checkpoint that is being written."""
         if self._checkpoints is not None:
+            progress("waits for a checkpoint to be written", "ledger")
             self._checkpoints.wait()
         self._tell_facts()
 
     def _save(self, verdict: Verdict) -> None:
         """All that are told to give what they have; who has the position, writes."""
+        progress(f"saves step {verdict.step}", "ledger")
         try:
             state = self._sync.state(self._replica)
         except PeerLost as lost:  # what becomes of the run is told by the next unit, which will break as well
@@ -113,8 +117,11 @@ def resume(replica: Replica, checkpoint: Path, sync: Phases) -> None:
 
 def measure(compute: Compute, batches: EvaluationBatches, ranges: Ranges, micro_batch: int, lane: tuple[int, int] = (0, 1)) -> Sums:
     """Sums over the sequences of `ranges` in this lane."""
-    return compute.measure(
-        in_lane(batches.read, start, min(start + micro_batch, end), lane)
-        for first, end in ranges
-        for start in range(first, end, micro_batch)
-    )
+
+    def micro_batches() -> Iterator[MicroBatch]:
+        for first, end in ranges:
+            for start in range(first, end, micro_batch):
+                progress(f"measures validation sequences from {start} on")
+                yield in_lane(batches.read, start, min(start + micro_batch, end), lane)
+
+    return compute.measure(micro_batches())

@@ -8,6 +8,7 @@ from functools import partial
 
 from plait.data.batches import Batches, MicroBatch, in_lane
 from plait.ledger.messages import Did, Part, Request, Verdict, Vote, Work
+from plait.ledger.progress import progress
 from plait.replica.device import peak_memory
 from plait.replica.replica import Replica
 from plait.sync.phases import Phases
@@ -42,6 +43,7 @@ def train(
                 clock.voted()
         except PeerLost as lost:
             verdict = sync.go_on(work, replica, ledger, lost)
+        progress("follows a verdict")
         duties.perform(verdict)
 
 
@@ -49,7 +51,9 @@ def _learn(part: Part, work: Work, sync: Phases, replica: Replica, loader: Loade
     """This replica's share of one step. Raises PeerLost where the ledger calls it away; ranks of one replica go on to the end, since they
     could not all be told at the same micro-batch."""
     replica.begin(loader.divisor(part), loader.count(part))
-    for micro_batch in loader.read(part):
+    progress.step = part.step
+    for number, micro_batch in enumerate(loader.read(part), 1):
+        progress(f"computes micro-batch {number} of step {part.step}")
         replica.accumulate(micro_batch)
         if work.peers and replica.mesh.ranks == 1 and ledger.called():
             raise PeerLost("the unit is void")

@@ -184,14 +184,22 @@ def partial_folder(folder: Path, step: int) -> Path:
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
-    """Remove all but the `keep` newest complete checkpoints up to `step`, the one just written.
+    """Remove all but the `keep` newest complete checkpoints; that of `step`, the one just written, stays in any case.
 
-    Those of later steps go as well: the run was taken back to before them, so that they are of a curve that is void.
-    Each loses its name first, so that a folder half removed is never taken for a checkpoint. Raises OSError.
+    Later ones stay too: another replica may have written them while this one took its time. Each loses its name first, so that a folder
+    half removed is never taken for a checkpoint. Raises OSError.
     """
-    kept = [path for path in candidates(folder) if step_of(path) <= step][:keep]
+    kept = [path for place, path in enumerate(candidates(folder)) if place < keep or step_of(path) == step]
     for path in saved(folder):
-        if path not in kept:
+        if path not in kept and step_of(path) <= step:
+            shutil.rmtree(_hide(path, "dead"))
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Remove what is of later steps than the one that is about to be saved: the run was taken back to before them, so that they are of a
+    curve that is void. Raises OSError."""
+    for path in saved(folder):
+        if step_of(path) > step:
             shutil.rmtree(_hide(path, "dead"))
 
 

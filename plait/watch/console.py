@@ -24,6 +24,7 @@ _STYLES: dict[type[Event], str] = {
     events.Saved: "dim",
     events.SaveFailed: "bold red",
     events.Lost: "bold red",
+    events.Hung: "bold red",
     events.Regrouped: "green",
     events.Waiting: "yellow",
     events.RolledBack: "yellow",
@@ -202,6 +203,10 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Switched: lambda event: f"from step {event.step + 1} on: {event.sync}, since {event.why}",
     events.Retuned: lambda event: f"buckets of {event.bucket_mib:g} MiB, for {event.why}",
     events.Lost: lambda event: f"lost {_member(event)}: {event.why.strip().splitlines()[-1]}",
+    events.Hung: lambda event: (
+        f"replica {event.replica} (rank {event.rank}) on {event.host}, pid {event.pid}, hangs: {event.seconds:.1f} s of step {event.step} "
+        f"in which it {event.doing}; {event.stack}"
+    ),
     events.Regrouped: _regrouped,
     events.Waiting: lambda event: f"waiting: {event.replicas} of the {event.fewest} replicas that the run needs are here",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",

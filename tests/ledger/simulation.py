@@ -150,6 +150,7 @@ class Simulation:
     def restart(self, member: Member) -> None:
         """Of a replica that lost a rank the other ranks are killed first."""
         self.lives[member] += 1
+        self.ledger.started(member)
         self.start(member)
 
     def kill(self) -> None:
@@ -158,7 +159,7 @@ class Simulation:
             return
         living = [member for member, worker in self.workers.items() if not worker.left]
         living += [(SERVING, number) for number, server in self.servers.items() if not server.left]
-        living = [member for member in living if member not in self.ledger._gone]
+        living = [member for member in living if not self.ledger.has_spoken(member)]
         if not living:
             return
         self.kills -= 1

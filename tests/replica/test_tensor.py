@@ -59,6 +59,7 @@ def differences(rank: int, size: int, group: Any, model: dict[str, Any], documen
         collectives._Gather.backward = staticmethod(lambda ctx, gradient: (gradient.chunk(size, 1)[rank], None))
     with tempfile.TemporaryDirectory() as folder:
         mesh = make_mesh(spec.Layout(tensor=size), rank, local_store(Path(meeting(group, folder))), torch.device("cpu"), loopback=True)
+        group.barrier(torch.distributed.BarrierOptions()).wait()  # who fails at once would break connections still being made
         spread = Replica(run, VOCABULARY, torch.device("cpu"), mesh)
         found = torch.tensor(trained(spread, documents), dtype=torch.float64)
         torch.distributed.all_reduce(found)

@@ -15,6 +15,7 @@ from plait.cluster.nursery import Nursery
 from plait.errors import WorkerFailed
 from plait.proof.coverage import verify_run
 from plait.tasks.pretrain import train
+from plait.train import manifest
 from tests.runs import differences, history_of, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
@@ -90,7 +91,8 @@ def test_deaths_amid_a_save_a_meeting_and_a_join(curve: Trainer, undisturbed: li
     )
     assert_one_curve(undisturbed, curve("killed", *faults, checkpoint__every="3 steps", **THREE))
     assert curve.lost("killed") == [(0, 0), (0, 0), (0, 0), (1, 0)]
-    assert curve.of("killed", events.Saved)[-1].step == STEPS
+    assert STEPS in [event.step for event in curve.of("killed", events.Saved)]
+    assert manifest.step_of(manifest.candidates(curve.folder / "killed" / "checkpoints")[0]) == STEPS
 
 
 def test_the_last_save_is_made_though_who_makes_it_dies(curve: Trainer, undisturbed: list[events.Step]) -> None:
@@ -149,3 +151,16 @@ def test_an_error_ends_a_replica_and_one_that_comes_again_the_run(curve: Trainer
     everywhere = [Fault("computing", 5, replica, action="raise") for replica in range(3)]
     with pytest.raises(WorkerFailed, match="told to fail"):
         curve("again", *everywhere, **THREE)
+
+
+def test_hangs_are_named_and_the_workers_replaced(curve: Trainer, undisturbed: list[events.Step]) -> None:
+    """One loops for ever, one is stopped; the others wait for them in a sum meanwhile, and are not taken for them."""
+    faults = Fault("computing", 5, 1, action="hang"), Fault("computing", 12, 2, action="stop")
+    assert_one_curve(undisturbed, curve("hung", *faults, elastic__hang_after=3.0, **THREE))
+    loops, stopped = curve.of("hung", events.Hung)
+    assert (loops.replica, loops.rank, loops.step, loops.doing) == (1, 0, 5, "computes micro-batch 1 of step 5")
+    assert "_strike" in loops.stack
+    assert (stopped.replica, stopped.step, stopped.stack) == (2, 12, "it is stopped")
+    assert curve.lost("hung") == [(1, 0), (2, 0)]
+    time = {step.step: step.time for step in curve.of("hung", events.Step)}
+    assert time[5] - time[4] < 3.0 + 2.0

@@ -304,7 +304,7 @@ def test_pushes_are_compressed_too(curve: Trainer) -> None:
 def test_buckets_follow_the_link_and_the_curve_does_not(curve: Trainer) -> None:
     tuned = curve("tuned", layout__replicas=2, sync__bucket_mib="auto")
     assert curve.of("tuned", events.Linked)[0].bandwidth > 0
-    assert curve.of("tuned", events.Retuned)[0].bucket_mib == 0.25
+    assert curve.of("tuned", events.Retuned)[0].bucket_mib < 1, "the model is small, and the link is quick"
     assert_one_curve(curve("alone"), tuned)
 
 
