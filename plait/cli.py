@@ -91,6 +91,22 @@ def generate(
 
 
 @app.command()
+def status(
+    folder: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how a run is doing: its step, its generation, and what each worker does."""
+    from plait.cluster import status as now
+    from plait.tasks.showing import status_table
+
+    found = now.read(folder)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        status_table(found)
+
+
+@app.command()
 def doctor(
     folder: Annotated[Path, typer.Option("--out", help="Where runs would be kept.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

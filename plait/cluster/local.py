@@ -26,6 +26,7 @@ import zmq
 from plait.cluster.config import Config, Site
 from plait.cluster.nursery import Nursery
 from plait.cluster.signals import Signals
+from plait.cluster.status import Status
 from plait.cluster.watchdog import Watchdog
 from plait.ledger.messages import SERVING, Asked, Beat, Closed, Member, Vote
 from plait.ledger.state import Ledger
@@ -40,12 +41,12 @@ GRACE = 3.0
 """Seconds that workers have to stop once the run has failed."""
 
 
-def launch(site: Site, ledger: Ledger, nursery: Nursery) -> None:
+def launch(site: Site, ledger: Ledger, nursery: Nursery, status: Status) -> None:
     """Run to the end: `ledger.failure` tells how it went. A second SIGINT raises KeyboardInterrupt, and no worker survives it."""
     with _meeting_place() as place, Signals(hard=_raise_interrupt) as signals:
         server = LedgerServer(f"ipc://{place}/ledger", secrets.token_hex(16))
         try:
-            Parent(site, ledger, nursery, server, place).run(signals)
+            Parent(site, ledger, nursery, server, place, status).run(signals)
         finally:
             server.close()
 
@@ -53,12 +54,13 @@ def launch(site: Site, ledger: Ledger, nursery: Nursery) -> None:
 class Parent:
     """Watches workers and answers them; starts those again that the ledger wants back."""
 
-    def __init__(self, site: Site, ledger: Ledger, nursery: Nursery, server: LedgerServer, place: Path) -> None:
+    def __init__(self, site: Site, ledger: Ledger, nursery: Nursery, server: LedgerServer, place: Path, status: Status) -> None:
         self._site = site
         self._ledger = ledger
         self._nursery = nursery
         self._server = server
         self._place = place
+        self._status = status
         self._attempts: Counter[Member] = Counter()
         self._alive: dict[str, Member] = {}
         self._wanted: set[Member] = set()
@@ -121,6 +123,7 @@ class Parent:
         for member, message in self._server.receive():
             if isinstance(message, Beat):
                 self._watchdog.hear(member, message)
+                self._status.beat(member, message)
             else:
                 if isinstance(message, Vote) and message.did:
                     self._watchdog.worked(member)

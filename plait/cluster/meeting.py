@@ -20,7 +20,9 @@ from plait import spec
 from plait.cluster import worker
 from plait.cluster.config import Config, Site
 from plait.cluster.environment import World
-from plait.ledger.messages import SERVING
+from plait.cluster.status import Status
+from plait.cluster.watchdog import Watchdog
+from plait.ledger.messages import SERVING, Beat, Left, Member, Message, Outbox
 from plait.ledger.state import Ledger
 from plait.ledger.wire import LedgerServer
 from plait.sync.group import local_store, network_store
@@ -72,11 +74,12 @@ class Meeting:
         return network_store(host, int(port), self.world.serving and self.world.rank == 0)
 
 
-def lead(meeting: Meeting, site: Site, ledger: Ledger) -> None:
+def lead(meeting: Meeting, site: Site, ledger: Ledger, status: Status) -> None:
     """Rank 0: keep the ledger in a thread, tell the others what to do, and do it too."""
     world = meeting.world
     server = LedgerServer("tcp://127.0.0.1:*" if world.one_host else f"tcp://{_own_address(world)}:*", secrets.token_hex(16))
-    keeper = threading.Thread(target=server.serve, args=(ledger.handle, lambda: ledger.ended), daemon=True)
+    keeping = _Keeper(ledger, server, site.hang_after, status)
+    keeper = threading.Thread(target=server.serve, args=(keeping.handle, keeping.ended), daemon=True)
     keeper.start()
     config = _config(meeting, site, server)
     meeting.announce({"config": asdict(config)})
@@ -85,6 +88,33 @@ def lead(meeting: Meeting, site: Site, ledger: Ledger) -> None:
     if not ledger.ended:
         server.send(ledger.believe_echoes())
     server.close()
+
+
+class _Keeper:
+    """Beside the ledger: hears pulses, and ends the run where one hangs, as nobody is here to replace it."""
+
+    def __init__(self, ledger: Ledger, server: LedgerServer, hang_after: float, status: Status) -> None:
+        self._ledger, self._server, self._status = ledger, server, status
+        self._watchdog = Watchdog(hang_after)
+        for member in ledger.expected:
+            self._watchdog.started(member)
+
+    def handle(self, member: Member, message: Message) -> Outbox:
+        if isinstance(message, Beat):
+            self._watchdog.hear(member, message)
+            self._status.beat(member, message)
+            return []
+        if isinstance(message, Left):
+            self._watchdog.ended(member)
+        return self._ledger.handle(member, message)
+
+    def ended(self) -> bool:
+        for hang in self._watchdog.look(lambda member: None):
+            self._ledger.hung(hang.member, hang.seconds, hang.doing, hang.stack)
+            self._server.send(self._ledger.lose(hang.member, f"it made no progress for {hang.seconds:.0f} s"))
+            if hang.member == (0, 0):  # this process, which could not hear of it
+                os._exit(1)
+        return self._ledger.ended
 
 
 def follow(meeting: Meeting, heard: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from plait.cluster.config import Site
 from plait.cluster.environment import World
 from plait.cluster.nursery import Nursery
 from plait.cluster.plans import plan_of
+from plait.cluster.status import Status
 from plait.data.batches import Batches
 from plait.data.prepare import Progress
 from plait.data.prepare import prepare as prepare_data
@@ -81,10 +82,13 @@ def train(
         started = Start(run, folder, prepared, elastic=True)
         if started.done:
             return _result(started.folder.path)
-        told = stack.enter_context(started.listeners(listeners, quiet))
+        status = Status(folder.path)
+        told = stack.enter_context(started.listeners([status, *listeners], quiet))
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(told)
-        local.launch(replace(started.site, faults=tuple(faults)), ledger, nursery)
+        if not quiet:
+            print(_guarantee(started.plan, None), flush=True)
+        local.launch(replace(started.site, faults=tuple(faults)), ledger, nursery, status)
         return started.conclude(ledger)
 
 
@@ -112,9 +116,11 @@ def _train_under(
                 meeting.announce({})
                 outcome = 0
                 return _result(started.folder.path)
-            with started.listeners(listeners) as told:
+            status = Status(folder.path)
+            with started.listeners([status, *listeners]) as told:
                 ledger = started.ledger(told)
-                lead(meeting, started.site, ledger)
+                print(_guarantee(started.plan, world), flush=True)
+                lead(meeting, started.site, ledger, status)
             result = started.conclude(ledger)
             outcome = 0
             return result
@@ -124,6 +130,17 @@ def _train_under(
         raise
     finally:
         meeting.part(outcome)
+
+
+def _guarantee(plan: Plan, world: World | None) -> str:
+    """What becomes of the run when a worker fails."""
+    if world is not None:
+        started = f"{world.launcher} started the workers, and nobody replaces them"
+        return f"{started}: a failure ends the run, and the next one goes on from its last checkpoint"
+    if plan.replicas == 1:
+        return "a worker that fails is replaced, and goes on from the last checkpoint"
+    fewest = f", {plan.fewest} are needed" if plan.fewest > 1 else ""
+    return f"a replica that fails is replaced while the others go on{fewest}; should all fail at once, they go on from the last checkpoint"
 
 
 def _laid_out(run: spec.Run, prepared: Prepared, world: World | None, quiet: bool = False) -> spec.Run:

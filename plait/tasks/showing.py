@@ -93,6 +93,29 @@ def stream(trained: Trained, prompts: list[str], sampling: Sampling) -> None:
         print(f"--- {prompt}\n{prompt}{completion.text}")
 
 
+def status_table(status: dict[str, Any]) -> None:
+    """How a run is doing: a line for the run, and one for each worker."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    numbers = [f"step {status['step']}" + (f" of {status['steps']}" if status["steps"] else "")]
+    numbers += [f"loss {status['loss']:.4f}"] if status["loss"] is not None else []
+    numbers += [f"{status['tokens_per_s']:,.0f} tokens/s"] if status["tokens_per_s"] is not None else []
+    numbers += [f"saved at step {status['saved']}"] if status["saved"] is not None else []
+    table = Table(box=None, pad_edge=False)
+    for title in ("worker", "host", "pid", "state", "step", "samples/s", "doing"):
+        table.add_column(title, overflow="fold")
+    for worker in status["workers"]:
+        name = f"replica {worker['replica']} rank {worker['rank']}" if worker["replica"] >= 0 else f"server {worker['rank']}"
+        speed = "" if worker["samples_per_s"] is None else f"{worker['samples_per_s']:.3g}"
+        doing = worker["doing"] + (f", for {worker['seconds']:.0f} s" if worker["seconds"] >= 1 else "")
+        table.add_row(*map(escape, (name, worker["host"], str(worker["pid"]), worker["state"], str(worker["step"]), speed, doing)))
+    console = Console()
+    console.print(f"{status['state']}, generation {status['generation']}: {', '.join(numbers)}", highlight=False)
+    console.print(table)
+
+
 def findings_table(findings: list[Finding]) -> None:
     """The doctor's table: what works, what works with limits, what does not."""
     from rich.console import Console
