@@ -32,6 +32,7 @@ BENCHMARKS = (
     "buckets",
     "line",
     "sync",
+    "elastic",
     "first_step",
     "loader",
     "checkpoints",

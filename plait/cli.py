@@ -163,6 +163,30 @@ def verify_layouts(
     print(conclusion(report))
 
 
+@verify.command("faults")
+def verify_faults(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(help="Steps to compare.", min=6)] = 12,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+) -> None:
+    """Kill workers at each point of a step, hang them, have them fail, and compare with the undisturbed curve, in fp64; exit code 3 where
+    a failure is not survived as promised."""
+    from plait.errors import ProofFailed
+    from plait.proof import faults as proof
+    from plait.proof.layouts import Tolerance
+    from plait.proof.showing import survived_conclusion, survived_heading, survived_line
+
+    run = spec.load(run_file, overrides or ())
+    print(survived_heading(Tolerance()), flush=True)
+    report = proof.verify_faults(run, steps, told=lambda each: print(survived_line(each), flush=True))
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
+    if not report.ok:
+        raise ProofFailed(survived_conclusion(report))
+    print(survived_conclusion(report))
+
+
 @verify.command("run")
 def verify_run(
     folder: RunFolder,

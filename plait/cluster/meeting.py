@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
+import traceback
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -79,7 +80,7 @@ def lead(meeting: Meeting, site: Site, ledger: Ledger, status: Status) -> None:
     world = meeting.world
     server = LedgerServer("tcp://127.0.0.1:*" if world.one_host else f"tcp://{_own_address(world)}:*", secrets.token_hex(16))
     keeping = _Keeper(ledger, server, site.hang_after, status)
-    keeper = threading.Thread(target=server.serve, args=(keeping.handle, keeping.ended), daemon=True)
+    keeper = threading.Thread(target=keeping.keep, daemon=True)
     keeper.start()
     config = _config(meeting, site, server)
     meeting.announce({"config": asdict(config)})
@@ -99,7 +100,15 @@ class _Keeper:
         for member in ledger.expected:
             self._watchdog.started(member)
 
-    def handle(self, member: Member, message: Message) -> Outbox:
+    def keep(self) -> None:
+        """All others wait for this thread: should it fail, the process ends, and the launcher sees it."""
+        try:
+            self._server.serve(self._handle, self._ended)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _handle(self, member: Member, message: Message) -> Outbox:
         if isinstance(message, Beat):
             self._watchdog.hear(member, message)
             self._status.beat(member, message)
@@ -108,7 +117,7 @@ class _Keeper:
             self._watchdog.ended(member)
         return self._ledger.handle(member, message)
 
-    def ended(self) -> bool:
+    def _ended(self) -> bool:
         for hang in self._watchdog.look(lambda member: None):
             self._ledger.hung(hang.member, hang.seconds, hang.doing, hang.stack)
             self._server.send(self._ledger.lose(hang.member, f"it made no progress for {hang.seconds:.0f} s"))

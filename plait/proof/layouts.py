@@ -92,7 +92,7 @@ def verify_layouts(
     Raises UserError: a layout that is given and does not fit.
     """
     chosen, left_out = _chosen(run, layouts)
-    proven = _for_proof(run, steps)
+    proven = for_proof(run, steps)
     with tempfile.TemporaryDirectory(prefix="plait-proof-") as folder, ExitStack() as stack:
         prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery()))
         floor = prover.compare({}, micro_batch=_other_micro_batch(proven))
@@ -137,11 +137,14 @@ class Prover:
         self._run, self._folder, self._nursery = run, folder, nursery
         self._moved: list[Path] = []
         self._start = self._initial(prepared)
-        self._curve, self._end = self._train({})
+        self._curve, self._end = self._train({}, {})
 
-    def compare(self, layout: Layout, **changes: Any) -> Compared:
+    def compare(
+        self, layout: Layout, sections: dict[str, dict[str, Any]] | None = None, faults: Sequence[dict[str, Any]] = (), **changes: Any
+    ) -> Compared:
+        """sections: settings besides. faults: failures on purpose. changes: of [train]."""
         try:
-            curve, end = self._train(layout, **changes)
+            curve, end = self._train(layout, {**(sections or {}), "train": changes}, faults)
         except UserError:
             raise
         except PlaitError as error:
@@ -152,12 +155,19 @@ class Prover:
         most = self.tolerance
         return Compared(layout, loss, grad_norm, params, loss <= most.loss and grad_norm <= most.grad_norm and params <= most.params)
 
-    def _train(self, layout: Layout, **changes: Any) -> tuple[list[events.Step], dict[str, Tensor]]:
+    @property
+    def last(self) -> Path:
+        """The folder of the last training."""
+        return self._moved[-1]
+
+    def _train(
+        self, layout: Layout, sections: dict[str, dict[str, Any]], faults: Sequence[dict[str, Any]] = ()
+    ) -> tuple[list[events.Step], dict[str, Tensor]]:
         """The curve, and the parameters at its end."""
-        run = _changed(self._run, {"layout": layout, "train": changes})
+        run = _changed(self._run, {"layout": layout, **sections})
         out = self._folder / f"run-{len(self._moved)}"
         self._moved.append(out)
-        train(run, out, nursery=self._nursery, quiet=True)
+        train(run, out, nursery=self._nursery, quiet=True, faults=faults)
         steps = events.committed(journal.read(out / "events.jsonl"))
         newest = manifest.latest(out / "checkpoints")
         assert newest is not None
@@ -198,7 +208,7 @@ def _chosen(run: spec.Run, layouts: Sequence[Layout] | None) -> tuple[list[Layou
     return chosen, left_out
 
 
-def _for_proof(run: spec.Run, steps: int) -> spec.Run:
+def for_proof(run: spec.Run, steps: int) -> spec.Run:
     """The same training, short and in fp64, in one process, and told to nobody."""
     table = run.resolved()
     table["train"] |= {"duration": f"{steps} steps", "precision": "fp64"}

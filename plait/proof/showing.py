@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from plait.proof.coverage import Proof, Recovery
+from plait.proof.faults import Report as FaultReport
+from plait.proof.faults import Survived
 from plait.proof.layouts import Compared, Report, Tolerance, named
 
 _WIDTH = 36
@@ -13,9 +15,13 @@ def heading(tolerance: Tolerance) -> str:
     return "\n".join(
         [
             f"{'layout':<{_WIDTH}}{'loss':>10}{'grad_norm':>12}{'params':>10}",
-            f"{'allowed':<{_WIDTH}}{tolerance.loss:>10.0e}{tolerance.grad_norm:>12.0e}{tolerance.params:>10.0e}",
+            _allowed(tolerance),
         ]
     )
+
+
+def _allowed(tolerance: Tolerance, indent: int = 0) -> str:
+    return f"{'allowed':<{_WIDTH + indent}}{tolerance.loss:>10.0e}{tolerance.grad_norm:>12.0e}{tolerance.params:>10.0e}"
 
 
 def line(compared: Compared) -> str:
@@ -31,6 +37,26 @@ def conclusion(report: Report) -> str:
     failed = sum(not compared.ok for compared in report.layouts)
     held = f"{len(report.layouts)} layouts draw the curve of one process"
     return "\n".join([*lines, f"{failed} of {len(report.layouts)} layouts do NOT draw the curve of one process" if failed else held])
+
+
+def survived_heading(tolerance: Tolerance) -> str:
+    """Two lines: what the columns are, and what may differ."""
+    return "\n".join([f"{'failure':<{_WIDTH}}{'back in':>16}{heading(tolerance).splitlines()[0][_WIDTH:]}", _allowed(tolerance, 16)])
+
+
+def survived_line(survived: Survived) -> str:
+    compared = survived.compared
+    back = "" if survived.seconds is None else f"{survived.seconds:.2f} s"
+    numbers = f"{back:>8}{compared.loss:>10.1e}{compared.grad_norm:>12.1e}{compared.params:>10.1e}"
+    why = f"  {survived.wrong[0]}" if survived.wrong else ""
+    return f"{survived.what:<{_WIDTH + 8}}{numbers}{'  pass' if survived.ok else '  FAIL'}{why}"
+
+
+def survived_conclusion(report: FaultReport) -> str:
+    failed = sum(not each.ok for each in report.survived)
+    if failed:
+        return f"{failed} of {len(report.survived)} failures are NOT survived as promised"
+    return f"{len(report.survived)} failures survived: the curve is that of one undisturbed process, each sample was used exactly once"
 
 
 def coverage(proof: Proof) -> str:
