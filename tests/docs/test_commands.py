@@ -6,12 +6,14 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from plait import cli, spec
+from plait.proof import faults
 from tests.docs.conftest import SMOKE
 from tests.docs.pages import PAGES, ROOT, Shown, name, shown
 
@@ -22,7 +24,9 @@ Plait = Callable[[list[str]], SimpleNamespace]
 
 @pytest.fixture
 def plait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Plait:
-    """Runs a command in this process; returns its exit code and what it printed."""
+    """Runs a command in this process; returns its exit code and what it printed. Of the failures that are tried, the first two."""
+    every = faults.scenarios
+    monkeypatch.setattr(faults, "scenarios", lambda run, steps: islice(every(run, steps), 2))
 
     def run(words: list[str]) -> SimpleNamespace:
         monkeypatch.setattr(sys, "argv", ["plait", *words])
@@ -73,7 +77,7 @@ def expect_refusal(plait: Plait, words: list[str], example: Shown) -> None:
 
 def smaller(words: list[str]) -> list[str]:
     """What makes a command quick. Trainings are made small by the fixture `smoke`, behind the reading of their own settings."""
-    if words[:2] in (["data", "prepare"], ["verify", "layouts"]) or (words[0] == "compare" and "--runs" not in words):
+    if words[:2] in (["data", "prepare"], ["verify", "layouts"], ["verify", "faults"]) or (words[0] == "compare" and "--runs" not in words):
         spec.load(next(word for word in words if word.endswith(".toml")), [word for word in words[3:] if "." in word and "=" in word])
         return SMOKE
     return ["--tokens", "4"] if words[0] == "generate" and "--help" not in words else []

@@ -49,9 +49,7 @@ def test_the_command_exits_3_where_a_failure_is_not_survived(
 
 
 def test_what_happens_follows_the_layout(corpus: Path, prepared: Path) -> None:
-    alone, three = (
-        [scenario.what for scenario in scenarios(tiny(corpus, prepared, layout__replicas=replicas), 12)] for replicas in (1, 3)
-    )
+    alone, three = ([scenario.what for scenario in scenarios(tiny(corpus, prepared, layout__replicas=replicas), 12)] for replicas in (1, 3))
     assert "kill -9 of two at once" in three
     assert "kill -9 of two at once" not in alone
     assert {"kill -9, voted", "kill -9 amid a save", "a hang", "an error"} <= set(alone)
