@@ -42,7 +42,7 @@ def main() -> None:
 def draw(history: list[events.Event]) -> None:
     lost = next(event for event in history if isinstance(event, events.Lost))
     steps = [event for event in history if isinstance(event, events.Step) and event.time - lost.time > -0.35]
-    steps = [step for step in steps if len(step.shares) < 3 or step.step < KILLED_AT + 12]
+    steps = [step for step in steps if len(step.shares) < 3 or step.step < KILLED_AT + 8]
     plt.rcParams |= {"font.size": 11, "text.color": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK}
     plt.rcParams |= {"axes.labelcolor": INK, "svg.hashsalt": "plait", "font.family": "DejaVu Sans"}
     figure, axes = plt.subplots(figsize=(9, 2.9), layout="constrained")
@@ -50,8 +50,8 @@ def draw(history: list[events.Event]) -> None:
         _draw_step(axes, step, lost.time)
     _mark(axes, history, lost)
     axes.set_yticks(range(3), [f"replica {replica}" for replica in range(3)])
-    axes.invert_yaxis()
     axes.set_xlabel("seconds since the kill")
+    axes.set_ylim(2.5, -1.0)
     axes.set_xlim(-0.4, max(step.time for step in steps) - lost.time + 0.02)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(left=False)
@@ -73,14 +73,14 @@ def _draw_step(axes: Axes, step: events.Step, zero: float) -> None:
 
 def _mark(axes: Axes, history: list[events.Event], lost: events.Lost) -> None:
     axes.plot(0, lost.replica, "x", color="#d1242f", markersize=10, markeredgewidth=2.5)
-    axes.annotate("SIGKILL", (0, lost.replica), (0.012, lost.replica - 0.38), fontsize=9, color="#d1242f")
+    axes.text(0, lost.replica + 0.42, "SIGKILL", fontsize=9, ha="center", va="center", color="#d1242f")
     for event in history:
         at = event.time - lost.time
         if isinstance(event, events.Joined) and at > 0:
-            axes.annotate("joins", (at, event.replica), (at, event.replica + 0.45), fontsize=9, ha="center", arrowprops={"arrowstyle": "-"})
+            axes.text(at, event.replica - 0.42, "joins", fontsize=9, ha="center", va="center", color=INK)
         if isinstance(event, events.Regrouped):
             axes.axvline(at, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axes.text(at, 2.62, f"generation {event.generation}", fontsize=8, ha="center", va="center")
+            axes.text(at, -0.86, f"generation {event.generation}", fontsize=8, ha="center", va="center")
 
 
 if __name__ == "__main__":
