@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -24,15 +25,20 @@ def run(name: str, folder: Path) -> list[dict[str, Any]]:
     return figures
 
 
+def is_measured(figure: dict[str, Any]) -> bool:
+    """A number, and its spread around it: what is lost to something may come out below zero where the machine is noisy."""
+    return math.isfinite(figure["value"]) and figure["low"] <= figure["value"] <= figure["high"]
+
+
 def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> None:
     (figure,) = run("preparing", tmp_path)
-    assert figure["low"] <= figure["value"] <= figure["high"]
+    assert is_measured(figure)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["one_process", "two_replicas", "shard", "buckets", "line", "sync", "first_step", "loader", "checkpoints"])
 def test_training_is_measured(name: str, tmp_path: Path) -> None:
-    assert all(figure["value"] > 0 for figure in run(name, tmp_path))
+    assert all(is_measured(figure) for figure in run(name, tmp_path))
 
 
 @pytest.mark.slow
