@@ -4,33 +4,21 @@
 the setting's path, what is wrong and what would be right.
 """
 
+from plait.spec.cluster import Cluster, Device
+from plait.spec.data import Data, Source, Splits, Tokenizer
 from plait.spec.duration import Duration
+from plait.spec.elastic import Balance
 from plait.spec.fitting import place_of, stages_of
+from plait.spec.keeping import Checkpoint
+from plait.spec.layout import Layout
+from plait.spec.model import Mixture, Model
 from plait.spec.reading import load, parse, schema
+from plait.spec.run import Run, flatten, shapes_curve
 from plait.spec.section import Section
-from plait.spec.sections import (
-    Balance,
-    BatchStage,
-    Checkpoint,
-    Cluster,
-    Data,
-    Device,
-    Layout,
-    Mixture,
-    Model,
-    Optimizer,
-    Run,
-    Schedule,
-    Source,
-    Splits,
-    Tokenizer,
-    Train,
-    Watch,
-    flatten,
-    shapes_curve,
-)
 from plait.spec.sync import Agreement, Link, Phase, Sync
+from plait.spec.train import BatchStage, Optimizer, Schedule, Train
 from plait.spec.until import Until
+from plait.spec.watching import Watch
 
 __all__ = [
     "Agreement",

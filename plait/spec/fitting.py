@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from plait.spec.sections import Layout, Model
+from plait.spec.layout import Layout
+from plait.spec.model import Model
 
 
 def misfit(layout: Layout, model: Model, sequence: int) -> str | None:

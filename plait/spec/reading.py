@@ -13,8 +13,8 @@ import pydantic
 
 from plait.errors import RunFileError
 from plait.spec.fitting import misfit
+from plait.spec.run import Run
 from plait.spec.section import Section
-from plait.spec.sections import Run
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Run:

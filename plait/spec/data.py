@@ -1,0 +1,61 @@
+"""[data]: what it is computed on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from plait.spec.section import Fraction, Positive, Section
+
+
+class Source(Section):
+    """One source of a mixture."""
+
+    path: str = Field(description="a path or a glob")
+    name: str | None = Field(None, description="what it is called; its path when left out")
+    weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
+    format: Literal["text", "jsonl", "parquet"] | None = Field(None, description="told by the file's name when left out")
+
+
+class Tokenizer(Section):
+    """Either trained here or read from a file."""
+
+    train: Annotated[int, Field(ge=257)] | None = Field(
+        None, description="entries of a byte-level BPE: 256 bytes, one special token, merges"
+    )
+    file: str | None = Field(None, description="tokenizer.json, a SentencePiece .model or a .tiktoken file")
+    pattern: str | None = Field(None, description="how a .tiktoken file cuts text into words; GPT-4's when left out")
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.train is None) == (self.file is None):
+            raise ValueError('write { train = 2048 }, a byte-level BPE of that size, or { file = "tokenizer.json" }')
+        return self
+
+
+class Splits(Section):
+    """Shares of the documents, told by a hash of their content."""
+
+    validation: Fraction = Field(0.05, description="share of the documents")
+    test: Fraction = Field(0.05, description="share of the documents")
+
+    @model_validator(mode="after")
+    def _something_left(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves nothing to train on")
+        return self
+
+
+class Data(Section):
+    """What it is computed on."""
+
+    corpus: list[str | Source] = Field(min_length=1, description="paths or globs of text, JSONL or Parquet; a weighted mixture of sources")
+    tokenizer: Tokenizer = Field(Tokenizer(train=2048, file=None, pattern=None), description="how text becomes tokens")
+    sequence: Positive = Field(128, description="tokens a sequence")
+    prepared: str = Field("runs/prepared", description="the folder where token files are kept, and found again by what they were made of")
+    field: str = Field("text", description="where JSONL and Parquet rows keep the text")
+    separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")
+    split: Splits = Field(Splits(), description="what is held back")
+    document_mask: bool = Field(False, description="attention does not cross the border of two documents")
+    workers: Positive | None = Field(None, description="processes that prepare; the cores when left out")

@@ -1,0 +1,155 @@
+"""[model]: what is computed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from plait.spec.section import Fraction, Positive, Section
+
+
+class Mixture(NamedTuple):
+    """A mixture of experts, with every setting settled. hidden: width inside an expert."""
+
+    experts: int
+    per_token: int
+    shared: int
+    hidden: int
+    balance: Literal["bias", "auxiliary", "none"]
+    auxiliary: float
+    bias_rate: float
+
+
+class Model(Section):
+    """What is computed. The decoder families differ by these settings alone."""
+
+    family: str = Field("llama", description='"gpt2", "llama", "moe", or "package.module:Class", your own model')
+    layers: Positive = Field(4, description="blocks")
+    width: Positive = Field(192, description="of the residual stream")
+    heads: Positive = Field(6, description="of attention; divides width")
+    kv_heads: Positive | None = Field(None, description="key and value heads; `heads` when left out")
+    hidden: Positive | None = Field(None, description="width inside the MLP; the family's usual when left out")
+    dropout: Fraction = Field(0.0, description="after the embedding, in attention and after each half of a block")
+    tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 yes, llama no when left out")
+    norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
+    rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="activation checkpointing: what of a block backward computes again; selective: all but the matrix products"
+    )
+    recompute_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, description="the layers, from 0 on, that `recompute` is for; all when left out"
+    )
+    settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
+    experts: Positive | None = Field(None, description="moe: experts in a layer; 8 when left out")
+    experts_per_token: Positive | None = Field(None, description="moe: how many of them compute a token; 2 when left out")
+    shared_experts: Annotated[int, Field(ge=0)] | None = Field(None, description="moe: experts beside them that compute every token")
+    expert_hidden: Positive | None = Field(
+        None, description="moe: width inside an expert; when left out, those of a token are together as wide as the plain MLP"
+    )
+    dense_layers: Annotated[int, Field(ge=0)] | None = Field(None, description="moe: the first layers, which keep a plain MLP")
+    balance: Literal["bias", "auxiliary", "none"] | None = Field(
+        None, description="moe: what keeps experts equally busy: a bias moved after each step, or a second loss; bias when left out"
+    )
+    auxiliary: Annotated[float, Field(ge=0)] | None = Field(
+        None, description="moe: weight of the balancing loss of each sequence; 0.01 for auxiliary and 0.0001 for bias when left out"
+    )
+    bias_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description='moe, balance = "bias": what a step moves a bias by; 0.001 when left out'
+    )
+
+    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama", "moe")
+    LATER: ClassVar[tuple[str, ...]] = ("bert", "t5")
+    OF_MIXTURES: ClassVar[tuple[str, ...]] = (
+        "experts",
+        "experts_per_token",
+        "shared_experts",
+        "expert_hidden",
+        "dense_layers",
+        "balance",
+        "auxiliary",
+        "bias_rate",
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.family in self.LATER:
+            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2", "llama" or "moe"')
+        if self.family not in self.FAMILIES and ":" not in self.family:
+            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama", "moe" or "package.module:Class"')
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}")
+        if self.family in ("llama", "moe") and (self.width // self.heads) % 2:
+            raise ValueError(f"rotary positions need an even head width; width / heads = {self.width // self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _recomputed(self) -> Self:
+        beyond = [layer for layer in self.recompute_layers or () if layer >= self.layers]
+        if beyond:
+            raise ValueError(
+                f"recompute_layers names layer {beyond[0]}, and layers = {self.layers} are numbered from 0 to {self.layers - 1}"
+            )
+        return self
+
+    def recomputes(self, layer: int) -> Literal["none", "selective", "full"]:
+        """What backward computes again of one layer."""
+        return self.recompute if self.recompute_layers is None or layer in self.recompute_layers else "none"
+
+    @model_validator(mode="after")
+    def _mixed(self) -> Self:
+        given = [name for name in self.OF_MIXTURES if getattr(self, name) is not None]
+        if self.family in ("gpt2", "llama") and given:
+            raise ValueError(f'{given[0]} belongs to family = "moe"; leave it out with "{self.family}"')
+        mixture = self.mixture
+        if mixture.per_token > mixture.experts:
+            raise ValueError(f"experts_per_token = {mixture.per_token} is more than experts = {mixture.experts}")
+        if (self.dense_layers or 0) >= self.layers and self.family == "moe":
+            raise ValueError(f'dense_layers = {self.dense_layers} leaves none of layers = {self.layers} a mixture; use family = "llama"')
+        if self.bias_rate is not None and mixture.balance != "bias":
+            raise ValueError(f'bias_rate belongs to balance = "bias"; leave it out with "{mixture.balance}"')
+        if self.auxiliary is not None and mixture.balance == "none":
+            raise ValueError('auxiliary is the weight of a loss that balance = "none" leaves out; leave it out too')
+        if self.auxiliary == 0 and mixture.balance == "auxiliary":
+            raise ValueError('balance = "auxiliary" needs auxiliary above 0; use balance = "none"')
+        return self
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def hidden_width(self) -> int:
+        """Inside the MLP: 4 x width for gpt2; for llama two thirds of that, the next multiple of 64."""
+        usual = 4 * self.width if self.family == "gpt2" else -(-8 * self.width // (3 * 64)) * 64
+        return self.hidden or usual
+
+    @property
+    def tied_head(self) -> bool:
+        return self.family == "gpt2" if self.tied is None else self.tied
+
+    @property
+    def mixture(self) -> Mixture:
+        """The mixture of a layer of family "moe"; what is left out takes its usual value."""
+        per_token, shared = self.experts_per_token or 2, self.shared_experts or 0
+        balance = self.balance or "bias"
+        usual = {"bias": 1e-4, "auxiliary": 1e-2, "none": 0.0}[balance]
+        return Mixture(
+            experts=self.experts or 8,
+            per_token=per_token,
+            shared=shared,
+            hidden=self.expert_hidden or -(-self.hidden_width // (64 * (per_token + shared))) * 64,
+            balance=balance,
+            auxiliary=usual if self.auxiliary is None else self.auxiliary,
+            bias_rate=self.bias_rate or 1e-3,
+        )
+
+    def mixes(self, layer: int) -> bool:
+        """Whether a layer has a mixture of experts in place of its MLP."""
+        return self.family == "moe" and layer >= (self.dense_layers or 0)

@@ -1,0 +1,148 @@
+"""The run: its sections, what they exclude in one another, and what of them shapes the curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import model_validator
+
+from plait.spec.cluster import Cluster
+from plait.spec.data import Data
+from plait.spec.elastic import Balance, Elastic
+from plait.spec.keeping import Checkpoint
+from plait.spec.layout import Layout
+from plait.spec.model import Model
+from plait.spec.section import Section
+from plait.spec.sync import Agreement, Sync
+from plait.spec.train import Train
+from plait.spec.watching import Alerts, Watch
+
+
+class Run(Section):
+    """One training. The sections are the tables of the run file."""
+
+    model: Model = Model()
+    data: Data
+    train: Train
+    layout: Layout = Layout()
+    sync: Sync = Sync()
+    balance: Balance = Balance()
+    elastic: Elastic = Elastic()
+    checkpoint: Checkpoint = Checkpoint()
+    alerts: Alerts = Alerts()
+    watch: Watch = Watch()
+    cluster: Cluster = Cluster()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        capacity = self.balance.capacity
+        if capacity is not None and len(capacity) != self.layout.replicas:
+            raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
+        if not self.layout.auto and not self.fewest_replicas <= self.layout.replicas <= self.most_replicas:
+            raise ValueError(
+                f"elastic.replicas = {self.elastic.replicas} is [fewest, most], and layout.replicas = {self.layout.replicas}, which a run "
+                "begins with, is not between them"
+            )
+        if self.layout.auto and (capacity is not None or self.sync.strategy != "allreduce"):
+            raise ValueError('layout.auto is for sync.strategy = "allreduce" without balance.capacity so far; write the layout')
+        if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
+            raise ValueError('train.micro_batch = "auto" measures whole models; write a number with layout.pipeline')
+        if self.layout.pipeline > 1 and self.layout.schedule == "zero_bubble" and (whole := self._backward_in_one_piece()):
+            raise ValueError(
+                f'layout.schedule = "zero_bubble" computes gradients of weights after those of inputs, and {whole} has both come at once; '
+                'use layout.schedule = "interleaved"'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _agreeable(self) -> Self:
+        for agreement in self.sync.agreements:
+            self._check_agreement(agreement)
+        if self.sync.serves and self.train.micro_batch == "auto":
+            raise ValueError(
+                'train.micro_batch = "auto" is for shares of a batch, and sync.strategy = "server" leases micro-batches; write a number'
+            )
+        return self
+
+    def _check_agreement(self, agreement: Agreement) -> None:
+        replicas, optimizer = self.layout.replicas, self.train.optimizer.name
+        if self.model.family == "moe" and self.model.mixture.balance == "bias" and agreement.mode != "allreduce":
+            raise ValueError(
+                f'model.balance = "bias" follows the load of a whole global batch, which "{agreement.mode}" does not gather; '
+                'use model.balance = "auxiliary"'
+            )
+        if agreement.mode == "bounded" and agreement.staleness is not None and agreement.staleness < replicas - 1:
+            raise ValueError(
+                f"sync.staleness = {agreement.staleness} lets {agreement.staleness + 1} replicas work at once, and "
+                f"layout.replicas = {replicas}; use staleness = {replicas - 1} or more"
+            )
+        if agreement.strategy == "server" and optimizer == "muon" and self.layout.ranks > 1:
+            raise ValueError(
+                'train.optimizer.name = "muon" needs whole matrices, and sync.strategy = "server" holds what each rank of a replica does; '
+                'use "adamw", or replicas of one rank'
+            )
+        if agreement.strategy in ("local_sgd", "diloco") and self.balance.capacity is not None and 0 in self.balance.capacity:
+            raise ValueError(
+                f'balance.capacity gives a replica nothing, and sync.strategy = "{agreement.strategy}" has each take steps of its own'
+            )
+
+    def _backward_in_one_piece(self) -> str | None:
+        """The setting that makes it so: a program, or a block that is computed again, and would be for each of its weights."""
+        if self.train.compile:
+            return "train.compile = true"
+        return None if self.model.recompute == "none" else f'model.recompute = "{self.model.recompute}"'
+
+    @property
+    def fewest_replicas(self) -> int:
+        """Replicas without which the run waits."""
+        return self.elastic.replicas[0] if self.elastic.replicas else 1
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that the run grows to."""
+        return self.elastic.replicas[1] if self.elastic.replicas else self.layout.replicas
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting with its value, as plain data that TOML and JSON can hold; unset ones are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that shape the curve, dotted: a run resumes only where these are equal.
+
+        Layout, cluster, checkpoints and what is merely watched may change between starts.
+        """
+        return {key: value for key, value in flatten(self.resolved()).items() if shapes_curve(key)}
+
+
+_FREE = {
+    "model.recompute",
+    "model.recompute_layers",
+    "data.prepared",
+    "data.workers",
+    "train.micro_batch",
+    "train.evaluate_every",
+    "train.evaluate_sequences",
+    "train.log_every",
+    "train.compile",
+    "sync.bucket_mib",
+    "sync.servers",
+    "sync.link.latency",
+    "sync.link.bandwidth",
+}
+
+
+def shapes_curve(setting: str) -> bool:
+    """Whether a run resumes only with the same value of a dotted setting."""
+    return setting.startswith(("model.", "data.", "train.", "sync.")) and setting not in _FREE
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
