@@ -134,7 +134,12 @@ def _paragraph(kind: type) -> str:
 
 def _json_type(annotation: str) -> str:
     words = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "None": "null"}
-    words |= {"Ranges": "list of [first, end)", "Load": "list of lists of integers", "list[int]": "list of integers"}
+    words |= {
+        "Ranges": "list of [first, end)",
+        "Load": "list of lists of integers",
+        "list[int]": "list of integers",
+        "list[str]": "list of strings",
+    }
     if match := re.fullmatch(r"dict\[str, (\w+)\]", annotation):
         return f"object: replica to {words[match[1]]}"
     return " or ".join(words[part.strip()] for part in annotation.split("|"))

@@ -164,6 +164,35 @@ class Hung(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Corrupted(Event):
+    """Replicas that must be alike after `step` were not. replica, rank, host: who differs from the majority; null and empty where there
+    is none. differs: what of its state does, by name. since: the last step after which all were known to be alike; the curve from there on
+    is touched, unless it is rolled back. repaired: "rolled back" or "healed", when the majority's state was taken over."""
+
+    step: int
+    replica: int | None
+    rank: int
+    host: str
+    differs: list[str]
+    since: int
+    repaired: str
+
+
+@dataclass(frozen=True, slots=True)
+class Spiked(Event):
+    """The loss, or the norm of the gradient, of `step` was beyond its bound; a roll-back follows, and data is left out. what: "loss" or
+    "grad_norm"; value: what it was; usual: the running median. skipped: samples of the run's order that are left out from now on, those
+    of earlier spikes too."""
+
+    step: int
+    what: str
+    value: float
+    usual: float
+    bound: float
+    skipped: Ranges
+
+
+@dataclass(frozen=True, slots=True)
 class Regrouped(Event):
     """Another membership, after `step`: the replicas that go on together; `new` ones take the state from the others."""
 
@@ -240,6 +269,8 @@ KINDS: tuple[type[Event], ...] = (
     Switched,
     Lost,
     Hung,
+    Corrupted,
+    Spiked,
     Regrouped,
     Waiting,
     Stopped,

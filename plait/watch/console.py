@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _RANKS_SHOWN = 16
+_DIFFERING_SHOWN = 3
 _STYLES: dict[type[Event], str] = {
     events.Evaluated: "cyan",
     events.Saved: "dim",
     events.SaveFailed: "bold red",
     events.Lost: "bold red",
     events.Hung: "bold red",
+    events.Corrupted: "bold red",
+    events.Spiked: "yellow",
     events.Regrouped: "green",
     events.Waiting: "yellow",
     events.RolledBack: "yellow",
@@ -178,14 +181,31 @@ def _evaluated(event: events.Evaluated) -> str:
     return f"step {event.step}  {event.split}: loss {loss}  perplexity {perplexity}  accuracy {_number(event.accuracy, '.1%')}"
 
 
-def _member(event: events.Lost) -> str:
-    return f"parameter server {event.rank}" if event.replica < 0 else f"replica {event.replica} (rank {event.rank})"
+def _member(event: events.Lost | events.Corrupted) -> str:
+    of_server = event.replica is not None and event.replica < 0
+    return f"parameter server {event.rank}" if of_server else f"replica {event.replica} (rank {event.rank})"
 
 
 def _regrouped(event: events.Regrouped) -> str:
     members = " ".join(map(str, event.replicas))
     new = f"; {' '.join(map(str, event.new))} takes the state from the others" if event.new else ""
     return f"step {event.step}  going on with replica{'s' if len(event.replicas) > 1 else ''} {members}{new}"
+
+
+def _corrupted(event: events.Corrupted) -> str:
+    """What differs is a long list where much does."""
+    shown = ", ".join(event.differs[:_DIFFERING_SHOWN])
+    more = len(event.differs) - _DIFFERING_SHOWN
+    what = f"{shown} and {more} more" if more > 0 else shown
+    who = "replicas differ from one another" if event.replica is None else f"{_member(event)} on {event.host} differs from the others"
+    touched = "" if event.repaired == "rolled back" else f"; steps {event.since + 1} to {event.step} are touched by it"
+    return f"step {event.step}  CORRUPTED: {who} in {what}; all were alike after step {event.since}; {event.repaired}{touched}"
+
+
+def _spiked(event: events.Spiked) -> str:
+    value, usual, bound = (_number(each, ".4f") for each in (event.value, event.usual, event.bound))
+    count = sum(end - first for first, end in event.skipped)
+    return f"step {event.step}  {event.what} {value} is beyond {bound}, usual is {usual}; {count} samples of the run are left out"
 
 
 def _saved(event: events.Saved) -> str:
@@ -207,6 +227,8 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
         f"replica {event.replica} (rank {event.rank}) on {event.host}, pid {event.pid}, hangs: {event.seconds:.1f} s of step {event.step} "
         f"in which it {event.doing}; {event.stack}"
     ),
+    events.Corrupted: _corrupted,
+    events.Spiked: _spiked,
     events.Regrouped: _regrouped,
     events.Waiting: lambda event: f"waiting: {event.replicas} of the {event.fewest} replicas that the run needs are here",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",
