@@ -61,6 +61,11 @@ def keys_of(key: int, numbers: np.ndarray) -> np.ndarray:
     return _mix(numbers.astype(np.uint64) * np.uint64(_GOLDEN) ^ _mix(np.array([key], dtype=np.uint64)))
 
 
+def draws(keys: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """64 bits for each pair of a key and a number, uint64; the two are broadcast."""
+    return _mix(keys + numbers.astype(np.uint64) * np.uint64(_GOLDEN))
+
+
 def _scramble(index: np.ndarray, bits: int, keys: np.ndarray) -> np.ndarray:
     """One pass. The halves are of unequal width where bits is odd, and an even number of rounds puts them back."""
     right_bits, left_bits = bits // 2, bits - bits // 2
