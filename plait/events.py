@@ -56,7 +56,8 @@ class Step(Event):
     loss: mean over the target tokens of the global batch. grad_norm: global, before clipping. tokens, seconds: of this
     step. mfu: share of the devices' peak, or null where it is unknown. shares: positions in the global batch by replica.
     skipped: its loss or gradient was not finite, and no parameter changed. memory: peak bytes by replica.
-    waited: seconds in the step that each replica spent waiting for the others. load: tokens of the global batch sent to
+    computed, waited, data: seconds in the step that each replica spent in forward and backward passes, in waiting for the others, and in
+    reading its samples: of its ranks the one with most. load: tokens of the global batch sent to
     each expert, by layer; none for layers without a mixture of experts. bubble: of replicas whose layers are a pipeline, the share of
     its time in which a rank had nothing to compute, the mean over ranks. sync: how replicas agreed, in which phase of the run.
     sent: bytes that each replica sent for it, and parameter servers to it; communicating: seconds in which some of it was under way,
@@ -85,6 +86,8 @@ class Step(Event):
     communicating: dict[str, float] = field(default_factory=dict)
     slowest: str | None = None
     staleness: dict[str, int] = field(default_factory=dict)
+    computed: dict[str, float] = field(default_factory=dict)
+    data: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +196,25 @@ class Spiked(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Straggler(Event):
+    """A replica stays slower than the others, or does so no longer: told once each. rank: its slowest. phase: "computing", "data" or
+    "sending". seconds: that it takes there for a sample; usual: the median of the others'; slower: one over the other. action: what is
+    done about it."""
+
+    step: int
+    replica: int
+    rank: int
+    host: str
+    pid: int
+    phase: str
+    seconds: float
+    usual: float
+    slower: float
+    action: str
+    recovered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Regrouped(Event):
     """Another membership, after `step`: the replicas that go on together; `new` ones take the state from the others."""
 
@@ -271,6 +293,7 @@ KINDS: tuple[type[Event], ...] = (
     Hung,
     Corrupted,
     Spiked,
+    Straggler,
     Regrouped,
     Waiting,
     Stopped,

@@ -123,7 +123,7 @@ class Status:
         for (replica, _), worker in self._workers.items():
             if str(replica) in event.shares:
                 samples = sum(end - first for first, end in event.shares[str(replica)])
-                computing = event.seconds - event.waited.get(str(replica), 0.0)
+                computing = event.computed.get(str(replica), 0.0) + event.data.get(str(replica), 0.0)
                 worker.step, worker.samples_per_s = event.step, round(samples / computing, 3) if computing > 0 else None
 
     def _write(self, at_once: bool) -> None:

@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from plait import events
-from plait.events import Event, Load, Ranges
-from plait.ledger.messages import Decision, Did, Member, Vote
+from plait.events import Event, Ranges
+from plait.ledger.measures import Told, bubbles, measures_of, sum_of_loads
+from plait.ledger.messages import Decision, Member
 from plait.ledger.plan import Agreement, Plan
+from plait.ledger.stragglers import Found, Pace, Stragglers
 from plait.ledger.tuning import Tuning
 
 RECENT = 10  # steps over which a phase's condition looks back
-
-
-class Told(NamedTuple):
-    """What a rank said of one step: of its part of it, with what it measured over the unit, which may be longer."""
-
-    member: Member
-    did: Did
-    vote: Vote
-    share: float = 1.0
-    """of the unit's measures that belong to this step"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +46,10 @@ class Books:
         self.stopping = False
         self.failure: str | None = None
         self.devices: dict[Member, str] = {}
+        self.places: dict[Member, tuple[str, int]] = {}
+        """host and pid"""
         self.tuning = Tuning(plan.bucket_bytes)
+        self._stragglers = Stragglers()
         self._save_asked = False
         self._in_a_row = 0
         self._rolled_back_at: int | None = None
@@ -228,7 +223,7 @@ class Books:
     ) -> None:
         """`step` is committed: `told` by each rank for each of its parts of it."""
         tokens, loss = self.plan.targets(step), self.loss(step, told)
-        of_replica = _by_replica(told)
+        of_replica = {str(replica): measures for replica, measures in measures_of(told).items()}
         one_vote_each = len(told) == len({each.member for each in told})
         seconds = max(measures.seconds for measures in of_replica.values())
         waited = {replica: measures.waited for replica, measures in of_replica.items()}
@@ -252,17 +247,65 @@ class Books:
                 {replica: measures.memory for replica, measures in of_replica.items()},
                 waited,
                 sum_of_loads(each.did for each in told),
-                _bubbles(told) if one_vote_each else {},
+                bubbles(told) if one_vote_each else {},
                 self.agreement.mode,
                 self.phase,
                 {replica: measures.sent for replica, measures in of_replica.items()},
                 {replica: measures.communicating for replica, measures in of_replica.items()},
                 None if slowest is None else str(slowest),
                 {str(late): count for late, count in sorted(Counter(staleness).items())},
+                {replica: measures.computed for replica, measures in of_replica.items()},
+                {replica: measures.data for replica, measures in of_replica.items()},
             )
         )
         self.committed = step
         self._over_since = self._over_since or self._why_over()
+
+    def observe(self, told: Sequence[Told], by_replica: Mapping[int, Ranges]) -> None:
+        """How fast replicas were in a unit that is committed, or in a step of pieces."""
+        of_replica, served = measures_of(told), self.agreement.served
+        paces = {
+            replica: Pace(
+                sum(end - first for first, end in by_replica.get(replica, [])),
+                measures.computed,
+                measures.data,
+                measures.communicating if served else 0.0,
+                measures.slowest,
+            )
+            for replica, measures in of_replica.items()
+        }
+        longest = max(measures.seconds for measures in of_replica.values())
+        for found in self._stragglers.observe(paces, longest):
+            self._tell(found)
+
+    def forget(self, replica: int) -> None:
+        """Its process is gone."""
+        self._stragglers.forget(replica)
+
+    def _tell(self, found: Found) -> None:
+        host, pid = self.places.get((found.replica, found.rank), ("", 0))
+        self.record(
+            events.Straggler(
+                self.clock(),
+                self.committed,
+                found.replica,
+                found.rank,
+                host,
+                pid,
+                found.phase,
+                found.seconds,
+                found.usual,
+                found.slower,
+                "" if found.recovered else self._action(),
+                found.recovered,
+            )
+        )
+
+    def _action(self) -> str:
+        """What is done about a replica that is slow."""
+        if self.agreement.served:
+            return "the others take more of the pieces"
+        return "nothing: a round waits for all" if self.agreement.unit == "round" else "nothing: shares are as stated"
 
     def loss(self, step: int, told: Iterable[Told]) -> float:
         """The mean over the target tokens of the global batch."""
@@ -272,57 +315,3 @@ class Books:
         peaks = [self.plan.peak_flops(device) for device in self.devices.values()]
         known = [peak for peak in peaks if peak is not None]
         return tokens_per_s * self.plan.flops_per_token / sum(known) if known and len(known) == len(peaks) else None
-
-
-def sum_of_loads(done: Iterable[Did]) -> Load:
-    """By layer and expert, over those that tell of a layer."""
-    total: Load = []
-    for did in done:
-        total += [[] for _ in range(len(total), len(did.load))]
-        for layer, load in enumerate(did.load):
-            if load:
-                total[layer] = [sum(both) for both in zip(total[layer] or [0] * len(load), load, strict=True)]
-    return total
-
-
-@dataclass
-class _Measures:
-    """Of one replica in one step."""
-
-    seconds: float = 0.0
-    waited: float = 0.0
-    communicating: float = 0.0
-    memory: int = 0
-    sent: int = 0
-
-
-def _by_replica(told: Iterable[Told]) -> dict[str, _Measures]:
-    """Each rank's votes added up; of a replica's ranks the one with most, and of what they sent, the sum."""
-    of_rank: dict[Member, _Measures] = {}
-    for member, _, vote, share in told:
-        rank = of_rank.setdefault(member, _Measures())
-        rank.seconds += vote.seconds * share
-        rank.waited += vote.waited * share
-        rank.communicating += vote.communicating * share
-        rank.sent += round(vote.sent * share)
-        rank.memory = max(rank.memory, vote.memory)
-    of_replica: dict[str, _Measures] = {}
-    for (replica, _), rank in sorted(of_rank.items()):
-        whole = of_replica.setdefault(str(replica), _Measures())
-        for measure in ("seconds", "waited", "communicating", "memory"):
-            setattr(whole, measure, max(getattr(whole, measure), getattr(rank, measure)))
-        whole.sent += rank.sent
-    return of_replica
-
-
-def _bubbles(told: Iterable[Told]) -> dict[str, float]:
-    """A pipeline's time is that of its first rank, which begins first and ends last."""
-    of_replica: dict[str, list[Vote]] = {}
-    for (replica, _), _, vote, _ in told:
-        of_replica.setdefault(str(replica), []).append(vote)
-    whole = {replica: max(vote.under_way for vote in ranks) for replica, ranks in of_replica.items()}
-    return {
-        replica: 1.0 - math.fsum(vote.busy for vote in of_replica[replica]) / (len(of_replica[replica]) * seconds)
-        for replica, seconds in whole.items()
-        if seconds
-    }

@@ -102,7 +102,8 @@ class Did:
 class Vote:
     """One rank is done with its part of a unit, and what it sends has been sent.
 
-    seconds: of its work on the unit; waited: of these, for others; communicating: in which something of it was under way. sent: bytes.
+    seconds: of its work on the unit; of these, waited: for others, computed: in forward and backward passes, data: in reading samples;
+    communicating: in which something of it was under way. sent: bytes.
     memory: peak bytes so far. request: a signal it got. busy: seconds that it computed, of the seconds `under_way` that the
     micro-batches took on it, in a pipeline; zeros elsewhere.
     """
@@ -117,6 +118,8 @@ class Vote:
     under_way: float = 0.0
     sent: int = 0
     communicating: float = 0.0
+    computed: float = 0.0
+    data: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from plait.events import Ranges
 from plait.ledger import shares
-from plait.ledger.books import Told
+from plait.ledger.measures import Told
 from plait.ledger.messages import Did, Vote
 from plait.ledger.plan import Plan
 

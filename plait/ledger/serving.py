@@ -21,7 +21,8 @@ from dataclasses import dataclass, field, replace
 
 from plait.events import Ranges
 from plait.ledger import shares
-from plait.ledger.books import Books, Due, Told
+from plait.ledger.books import Books, Due
+from plait.ledger.measures import Told
 from plait.ledger.messages import (
     Add,
     Apply,
@@ -253,8 +254,9 @@ class Serving:
         decision = books.judge(step, books.loss(step, told), grad_norm)
         if books.failure:
             return self._close_all(books.failure)
-        slowest = self._slowest if len(self.present) > 1 else None
-        books.record_step(step, told, ranges_by_replica(entries), grad_norm, decision != "commit", slowest)
+        slowest, by_replica = self._slowest if len(self.present) > 1 else None, ranges_by_replica(entries)
+        books.record_step(step, told, by_replica, grad_norm, decision != "commit", slowest)
+        books.observe(told, by_replica)
         if decision == "rollback":
             books.roll_back_nonfinite(step)
             return self._again()
@@ -352,8 +354,9 @@ class Serving:
             told = [each for entry in entries for each in entry.told]
             grad_norm = math.sqrt(math.fsum(each.did.squared_norm for each in told) / len(entries))
             late = [entry.late for entry in entries if not entry.skipped]
-            skipped = all(entry.skipped for entry in entries)
-            books.record_step(step, told, ranges_by_replica(entries), grad_norm, skipped, staleness=late)
+            skipped, by_replica = all(entry.skipped for entry in entries), ranges_by_replica(entries)
+            books.record_step(step, told, by_replica, grad_norm, skipped, staleness=late)
+            books.observe(told, by_replica)
             due |= books.due(step, saves_on_stop=False)
         return due
 

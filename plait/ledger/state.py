@@ -212,6 +212,7 @@ class Ledger:
         self._starting.discard(member)
         if member[0] != SERVING:
             self._books.devices[member] = hello.device
+            self._books.places[member] = hello.host, hello.pid
         self._record(events.Joined(self._clock(), member[0], member[1], hello.host, hello.pid, hello.device))
         return self._join_again(member) if again else self._start_together()
 
@@ -383,6 +384,7 @@ class Ledger:
         self._gone.update(ranks)
         self._starting.difference_update(ranks)
         self._at_work.discard(replica)
+        self._books.forget(replica)
         if isinstance(self._course, Together):
             self._forget_measures(replica)
 

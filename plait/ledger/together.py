@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from plait import events
 from plait.events import Ranges
 from plait.ledger import shares
-from plait.ledger.books import Books, Due, Told, sum_of_loads
+from plait.ledger.books import Books, Due
+from plait.ledger.measures import Told, sum_of_loads
 from plait.ledger.messages import Broken, Closed, Decision, Member, Message, Outbox, Part, Verdict, Vote, Work, name
 
 Following = dict[int, Work | None]
@@ -303,6 +304,7 @@ class Together:
             by_replica = {replica: _of(work, step).ranges for replica, work in self._work.items()}
             books.record_step(step, of_step, by_replica, norm, judged != "commit", slowest)
             due |= books.due(step)
+        self._observe()
         last = books.committed
         decision: Decision = "rollback" if "rollback" in decisions else self._of_unit(decisions[-1])
         if decision == "rollback":
@@ -363,6 +365,11 @@ class Together:
         }
         self._evaluating = {member: evaluation[member[0]] for member in self._ranks(evaluation)}
         return evaluation
+
+    def _observe(self) -> None:
+        """Of the unit, over all its steps."""
+        told = [Told(member, vote.did[0], vote) for member, vote in self._votes.items()]
+        self._books.observe(told, {replica: [span for part in work.parts for span in part.ranges] for replica, work in self._work.items()})
 
     def _of_unit(self, last: Decision) -> Decision:
         """In a round a replica leaves out its own step that was not finite; the round commits all the same."""

@@ -7,6 +7,7 @@ import ctypes
 import os
 import resource
 import sys
+import time
 from typing import Literal
 
 import torch
@@ -65,6 +66,28 @@ def synchronize(device: torch.device) -> None:
     """Wait until what was launched is done, so that a clock read afterwards is true."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+Mark = float | torch.cuda.Event
+
+
+def mark(device: torch.device) -> Mark:
+    """A point in what a device does: on a GPU when it has come so far, as nobody waits for it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(began: Mark, ended: Mark) -> float:
+    """Seconds from one mark to a later one of the same device; waits for that."""
+    if isinstance(began, float):
+        assert isinstance(ended, float)
+        return ended - began
+    assert not isinstance(ended, float)
+    ended.synchronize()
+    return float(began.elapsed_time(ended)) / 1e3
 
 
 def peak_memory(device: torch.device) -> int:

@@ -10,10 +10,10 @@ Losses were divided by the target tokens of the whole global batch, so the sum i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 
 from plait.ledger.messages import Part, Verdict, Work
+from plait.replica import device as devices
 from plait.replica.replica import Replica
 from plait.sync.deal import ByReplica, by_path, resize_buckets
 from plait.sync.handing import Handing, hand_over
@@ -53,10 +53,12 @@ class AllReduce:
 
     def end(self, part: Part, replica: Replica) -> float:
         replica.finish()
-        began = time.perf_counter()
+        began = devices.mark(replica.device)
         self._reducer.wait()
-        self._waited = time.perf_counter() - began
-        return replica.gradients.squared_norm()
+        reduced = devices.mark(replica.device)
+        squared_norm = replica.gradients.squared_norm()
+        self._waited = devices.between(began, reduced)
+        return squared_norm
 
     def settle(self, work: Work, replica: Replica, ledger: Votes, report: Report) -> Verdict:
         if self._handing is not None:

@@ -20,7 +20,6 @@ Sources: Stich 2019 (Local SGD); McMahan et al. 2017 (federated averaging); Doui
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from plait.ledger.messages import Part, Verdict, Work
+from plait.replica import device as devices
 from plait.replica.optim import optimizer_state, reset_state, restore_state
 from plait.replica.placed import placed
 from plait.replica.replica import Replica
@@ -168,12 +168,13 @@ class LocalSteps:
             torch.sub(start, parameter, out=parameter.grad).mul_(share)
 
     def _reduce(self, work: Work, replica: Replica) -> Traffic:
-        began = time.perf_counter()
+        began = devices.mark(replica.device)
         self._reducer.begin(work.step)
         for bucket, key in zip(replica.gradients.buckets, replica.gradients.keys, strict=True):
             self._reducer.launch(bucket, key)
         self._reducer.wait()
-        return Traffic(self._reducer.sent, self._reducer.seconds, time.perf_counter() - began)
+        waited = devices.between(began, devices.mark(replica.device))
+        return Traffic(self._reducer.sent, self._reducer.seconds, waited)
 
     @torch.no_grad()
     def _step_outside(self, replica: Replica) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+
+import torch
 
 from plait.data.batches import Batches, MicroBatch, in_lane
 from plait.ledger.messages import Did, Part, Request, Verdict, Vote, Work
 from plait.ledger.progress import progress
-from plait.replica.device import peak_memory
+from plait.replica import device as devices
 from plait.replica.replica import Replica
 from plait.sync.phases import Phases
 from plait.sync.strategy import PeerLost, Rate, Traffic, Votes
@@ -27,7 +31,7 @@ def train(
     request: Callable[[], Request | None] = lambda: None,
 ) -> None:
     """Work until the ledger has none left. verdict: its first. `request` tells of a signal that this process got."""
-    clock = Clock()
+    clock = Clock(replica.device)
     verdict = sync.join(verdict, replica)
     duties.perform(verdict)
     while (work := verdict.work) is not None:
@@ -38,7 +42,7 @@ def train(
             if (instead := sync.begin(work, replica)) is not None:
                 verdict = instead
             else:
-                done = [_learn(part, work, sync, replica, loader, ledger, rate) for part in work.parts]
+                done = [_learn(part, work, sync, replica, loader, ledger, rate, clock) for part in work.parts]
                 verdict = sync.settle(work, replica, ledger, _reporter(work, done, replica, clock, request))
                 clock.voted()
         except PeerLost as lost:
@@ -47,14 +51,15 @@ def train(
         duties.perform(verdict)
 
 
-def _learn(part: Part, work: Work, sync: Phases, replica: Replica, loader: Loader, ledger: Votes, rate: Rate) -> Did:
+def _learn(part: Part, work: Work, sync: Phases, replica: Replica, loader: Loader, ledger: Votes, rate: Rate, clock: Clock) -> Did:
     """This replica's share of one step. Raises PeerLost where the ledger calls it away; ranks of one replica go on to the end, since they
     could not all be told at the same micro-batch."""
     replica.begin(loader.divisor(part), loader.count(part))
     progress.step = part.step
-    for number, micro_batch in enumerate(loader.read(part), 1):
+    for number, micro_batch in enumerate(clock.reading(loader.read(part)), 1):
         progress(f"computes micro-batch {number} of step {part.step}")
-        replica.accumulate(micro_batch)
+        with clock.computing():
+            replica.accumulate(micro_batch)
         if work.peers and replica.mesh.ranks == 1 and ledger.called():
             raise PeerLost("the unit is void")
     squared_norm = sync.end(part, replica)
@@ -90,14 +95,39 @@ class Loader:
 
 
 class Clock:
-    """Seconds of a unit: from the end of the last one's duties to the vote, and the update that followed the last vote."""
+    """Seconds of a unit: from the end of the last one's duties to the vote, and the update that followed the last vote; of these, what
+    `data` took to be read, and what `computed` took."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._update = 0.0
         self.start()
 
     def start(self) -> None:
         self._started = time.perf_counter()
+        self.data = 0.0
+        self._passes: list[tuple[devices.Mark, devices.Mark]] = []
+
+    def reading(self, micro_batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """The same, each timed as it is read."""
+        while True:
+            began = time.perf_counter()
+            micro_batch = next(micro_batches, None)
+            self.data += time.perf_counter() - began
+            if micro_batch is None:
+                return
+            yield micro_batch
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """A micro-batch's passes; on a GPU they may go on when this has ended."""
+        began = devices.mark(self._device)
+        yield
+        self._passes.append((began, devices.mark(self._device)))
+
+    @property
+    def computed(self) -> float:
+        return math.fsum(devices.between(began, ended) for began, ended in self._passes)
 
     def vote(self) -> float:
         self._voted_at = time.perf_counter()
@@ -111,16 +141,20 @@ def _reporter(
     work: Work, done: list[Did], replica: Replica, clock: Clock, request: Callable[[], Request | None]
 ) -> Callable[[Traffic], Vote]:
     def report(traffic: Traffic) -> Vote:
+        busy, under_way = replica.pipeline_seconds()
         return Vote(
             work.unit,
             done,
-            clock.vote(),
-            traffic.waited,
-            peak_memory(replica.device),
-            request(),
-            *replica.pipeline_seconds(),
-            traffic.sent,
-            traffic.communicating,
+            seconds=clock.vote(),
+            waited=traffic.waited,
+            memory=devices.peak_memory(replica.device),
+            request=request(),
+            busy=busy,
+            under_way=under_way,
+            sent=traffic.sent,
+            communicating=traffic.communicating,
+            computed=clock.computed,
+            data=clock.data,
         )
 
     return report

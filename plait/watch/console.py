@@ -28,6 +28,7 @@ _STYLES: dict[type[Event], str] = {
     events.Hung: "bold red",
     events.Corrupted: "bold red",
     events.Spiked: "yellow",
+    events.Straggler: "yellow",
     events.Regrouped: "green",
     events.Waiting: "yellow",
     events.RolledBack: "yellow",
@@ -208,6 +209,14 @@ def _spiked(event: events.Spiked) -> str:
     return f"step {event.step}  {event.what} {value} is beyond {bound}, usual is {usual}; {count} samples of the run are left out"
 
 
+def _straggler(event: events.Straggler) -> str:
+    who = f"replica {event.replica} (rank {event.rank}) on {event.host}, pid {event.pid},"
+    times = f"{1e3 * event.seconds:.3g} ms a sample, {1e3 * event.usual:.3g} of the others"
+    if event.recovered:
+        return f"step {event.step}  {who} is no longer slow in {event.phase}: {times}"
+    return f"step {event.step}  {who} is slow in {event.phase}: {times}, {_number(event.slower, '.1f')} times as long; {event.action}"
+
+
 def _saved(event: events.Saved) -> str:
     held = f"training held up {event.stalled:.2f} s"
     return f"step {event.step}  saved {event.path} ({event.bytes / 2**20:,.1f} MiB in {event.seconds:.1f} s, {held})"
@@ -229,6 +238,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     ),
     events.Corrupted: _corrupted,
     events.Spiked: _spiked,
+    events.Straggler: _straggler,
     events.Regrouped: _regrouped,
     events.Waiting: lambda event: f"waiting: {event.replicas} of the {event.fewest} replicas that the run needs are here",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",

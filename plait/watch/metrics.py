@@ -45,7 +45,8 @@ def _step(event: Step) -> Iterator[tuple[str, float | None]]:
     yield "speed/mfu", event.mfu
     yield "speed/seconds", event.seconds
     yield "memory/peak_gib", max(event.memory.values()) / 2**30 if event.memory else None
-    yield from ((f"waited/replica_{replica}", seconds) for replica, seconds in event.waited.items())
+    for name in ("computed", "waited", "data"):
+        yield from ((f"{name}/replica_{replica}", seconds) for replica, seconds in getattr(event, name).items())
     yield from ((f"sent_mib/replica_{replica}", sent / 2**20) for replica, sent in event.sent.items() if sent)
     yield from ((f"communicating/replica_{replica}", seconds) for replica, seconds in event.communicating.items() if seconds)
     updates = sum(event.staleness.values())

@@ -21,7 +21,7 @@ from tests.runs import tiny
 
 
 def step(number: int, shares: dict) -> events.Step:
-    return events.Step(0.0, number, 2, 1.5, 1.0, 0.1, 100, 2.0, 50.0, None, shares, waited={"0": 1.0})
+    return events.Step(0.0, number, 2, 1.5, 1.0, 0.1, 100, 2.0, 50.0, None, shares, computed={"0": 1.0, "1": 1.75}, data={"1": 0.25})
 
 
 def joined(replica: int) -> events.Joined:

@@ -47,6 +47,8 @@ def test_replicas_with_equal_and_unequal_shares_draw_one_curve(curve: Train) -> 
     assert_one_curve(alone, two)
     assert_one_curve(alone, three)
     assert three[0].shares == {"0": [[0, 5]], "1": [], "2": [[5, 8]]}
+    assert three[9].computed["1"] == 0.0
+    assert all(two[9].computed[replica] + two[9].data[replica] + two[9].waited[replica] <= two[9].seconds for replica in ("0", "1"))
 
 
 def test_killed_and_resumed_at_other_replica_counts_goes_on_with_the_same_curve(curve: Train, tmp_path: Path) -> None:

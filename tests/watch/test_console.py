@@ -41,6 +41,16 @@ def test_speed_is_the_mean_over_the_steps_since_the_last_line(step):
     assert "tok/s 50  mfu 20.0%" in step_line(told)
 
 
+def test_a_straggler_has_a_line_that_says_who_and_in_what():
+    slow = events.Straggler(1.0, 20, 1, 0, "node3", 4711, "computing", 0.0312, 0.0104, 3.0, "nothing: shares are as stated")
+    recovered = events.Straggler(1.0, 90, 1, 0, "node3", 4711, "computing", 0.0105, 0.0104, 1.01, "", recovered=True)
+    assert lines(10, [slow, recovered]) == [
+        "step 20  replica 1 (rank 0) on node3, pid 4711, is slow in computing: 31.2 ms a sample, 10.4 of the others, 3.0 times as long; "
+        "nothing: shares are as stated",
+        "step 90  replica 1 (rank 0) on node3, pid 4711, is no longer slow in computing: 10.5 ms a sample, 10.4 of the others",
+    ]
+
+
 def test_numbers_that_are_not_finite_do_not_stop_the_log(step):
     assert "loss nan  grad_norm inf" in step_line([step(1, loss=math.nan, grad_norm=math.inf)])
     assert "loss nan" in step_line([step(1, loss=None)])

@@ -5,11 +5,13 @@ from plait.watch.metrics import metrics, public_settings, void_after
 
 
 def test_a_step_is_curves_and_what_is_unknown_is_left_out(step):
-    number, values = metrics(step(3, memory={"0": 2**30, "1": 2**31}, waited={"0": 0.5}, load=[[], [1, 2, 3, 2], [0, 0]]))
+    number, values = metrics(
+        step(3, memory={"0": 2**30, "1": 2**31}, waited={"0": 0.5}, computed={"0": 1.5}, data={"0": 0.1}, load=[[], [1, 2, 3, 2], [0, 0]])
+    )
     assert number == 3
     assert values["train/loss"] == 3.762
     assert values["memory/peak_gib"] == 2.0
-    assert values["waited/replica_0"] == 0.5
+    assert [values[f"{name}/replica_0"] for name in ("computed", "waited", "data")] == [1.5, 0.5, 0.1]
     assert {name: value for name, value in values.items() if name.startswith("experts/")} == {"experts/layer_1_busiest_over_mean": 1.5}
     assert "speed/mfu" not in values
 
