@@ -16,6 +16,8 @@ from plait.errors import PlaitError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train language models in parallel.")
 data = typer.Typer(no_args_is_help=True, help="Prepare corpora.")
 app.add_typer(data, name="data")
+alerts = typer.Typer(no_args_is_help=True, help="Who is told when something goes wrong.")
+app.add_typer(alerts, name="alerts")
 verify = typer.Typer(no_args_is_help=True, help="Prove plait's promises on this machine.")
 app.add_typer(verify, name="verify")
 
@@ -137,6 +139,16 @@ def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
     from plait.tasks.showing import PreparingBar, prepared_lines
 
     print(prepared_lines(pretrain.prepare(spec.load(run_file, overrides or ()), PreparingBar())))
+
+
+@alerts.command("test")
+def alerts_test(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Send one alert by the command and the webhook of a run file, as a training would."""
+    from plait.watch.alerts import rehearse
+
+    run = spec.load(run_file, overrides or ())
+    for line in rehearse(run.alerts, Path("runs") / run_file.stem):
+        print(line, flush=True)
 
 
 @verify.command("layouts")

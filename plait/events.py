@@ -233,6 +233,17 @@ class Waiting(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class LowDisk(Event):
+    """A disk is low: of the file system of `folder`, `free` bytes are left, fewer than `wanted`. checkpoint: bytes that the next save takes
+    there; 0 where none is kept there. Told again once there was room in between, or once the next save has no room any more."""
+
+    folder: str
+    free: int
+    wanted: int
+    checkpoint: int
+
+
+@dataclass(frozen=True, slots=True)
 class Linked(Event):
     """The link between replicas, measured before the first step: seconds of the smallest message, bytes a second of large ones.
     emulated: made slower on purpose."""
@@ -271,6 +282,14 @@ class Stopped(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """The run ended badly after `step`: what was committed since its last checkpoint is done again by the same command."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished(Event):
     """The run reached its duration."""
 
@@ -296,7 +315,9 @@ KINDS: tuple[type[Event], ...] = (
     Straggler,
     Regrouped,
     Waiting,
+    LowDisk,
     Stopped,
+    Failed,
     Finished,
 )
 _KNOWN = {kind.__name__: kind for kind in KINDS}

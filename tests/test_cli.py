@@ -122,6 +122,17 @@ def test_schema_accepts_what_the_run_file_accepts(plait: Plait) -> None:
     assert set(schema["properties"]) == set(spec.Run.model_fields)
 
 
+def test_a_test_alert_is_delivered_or_the_command_fails(plait: Plait, run_file: Path, tmp_path: Path) -> None:
+    told = plait("alerts", "test", run_file, f"alerts.command=tee {tmp_path / 'alert'}")
+    assert told.code == 0
+    assert told.out.startswith("command tee: took the test in ")
+    assert json.loads((tmp_path / "alert").read_text())["kind"] == "test"
+    failed = plait("alerts", "test", run_file, "alerts.command=test 1 = 2")
+    assert failed.code == 1
+    assert failed.err == "plait: alerts: command test: ended with status 1\n"
+    refused(plait("alerts", "test", run_file), "neither a command nor a webhook")
+
+
 # --- what is refused, before any process starts ----------------------------------------------------------------
 
 
@@ -150,7 +161,9 @@ def test_schema_accepts_what_the_run_file_accepts(plait: Plait) -> None:
         ("sync.top_k=0.1", ['top_k belongs to compress = "topk"']),
         ("elastic.replicas=[2,3]", ["elastic.replicas = [2, 3]", "layout.replicas = 1", "not between them"]),
         ("elastic.replicas=[3,1]", ["elastic", "first is more than the second"]),
-        ("alerts.command=x", ["alerts", "not built yet"]),
+        ("alerts.command=nowhere.sh", ["alerts.command", "nowhere.sh cannot be run", "PATH"]),
+        ("alerts.webhook=ftp://x/secret", ["alerts.webhook", "ftp://x/***", "https://"]),
+        ("alerts.kinds=['hangs']", ["alerts.kinds", "'hang'"]),
         ("checkpoint.copy=s3://x", ["checkpoint", "copy is not built yet"]),
         ("cluster.launcher=environment", ["no launcher started this process", "torchrun"]),
         ("cluster.launcher=ray", ["ray", "not built yet"]),

@@ -50,10 +50,14 @@ class Meeting:
         heard: dict[str, Any] = json.loads(self._store.get("announcement"))
         return heard
 
+    def tell(self, exit_code: int) -> None:
+        """Rank 0 tells how it ended."""
+        self._store.set("outcome", str(exit_code))
+
     def part(self, exit_code: int | None = None) -> int:
-        """Rank 0 tells how it ended and stays until all have heard; the others return what it told."""
+        """Rank 0 tells how it ended, if it has not yet, and stays until all have heard; the others return what it told."""
         if self.world.rank == 0:
-            self._store.set("outcome", str(exit_code))
+            self.tell(exit_code or 0)
             end = time.monotonic() + LAST_WORDS
             while self._store.add("heard", 0) < self.world.size - 1 and time.monotonic() < end:
                 time.sleep(0.02)

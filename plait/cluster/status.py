@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -66,15 +67,19 @@ class Status:
         self._now = Now(pid=os.getpid())
         self._workers: dict[Member, Worker] = {}
         self._written = 0.0
+        self._one_at_a_time = threading.Lock()
 
     def on(self, event: events.Event) -> None:
-        self._take(event)
-        self._write(at_once=not isinstance(event, events.Step))
+        with self._one_at_a_time:
+            self._take(event)
+            self._write(at_once=not isinstance(event, events.Step))
 
     def beat(self, member: Member, beat: Beat) -> None:
-        worker = self._worker(member)
-        worker.doing, worker.seconds = beat.doing, round(beat.seconds, 1)
-        self._write(at_once=False)
+        """From the thread that keeps the ledger; events may come from others."""
+        with self._one_at_a_time:
+            worker = self._worker(member)
+            worker.doing, worker.seconds = beat.doing, round(beat.seconds, 1)
+            self._write(at_once=False)
 
     def close(self) -> None:
         if self._now.state in ("starting", "training", "waiting"):

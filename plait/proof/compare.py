@@ -116,7 +116,7 @@ def _run_of(run: spec.Run, chosen: Variant, seed: int) -> spec.Run:
     table["sync"] = chosen.sync
     table["train"] = {key: value for key, value in table["train"].items() if key != "evaluate_every"} | {"seed": seed}
     table["watch"] = {"tensorboard": False}
-    return spec.parse(table, f"--sync {chosen.name}")
+    return spec.parse(table, f"--sync {chosen.name}").model_copy(update={"alerts": run.alerts})
 
 
 def _check_place(run: spec.Run, out: Path) -> None:

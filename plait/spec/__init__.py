@@ -18,10 +18,12 @@ from plait.spec.section import Section
 from plait.spec.sync import Agreement, Link, Phase, Sync
 from plait.spec.train import BatchStage, Optimizer, Schedule, Train
 from plait.spec.until import Until
-from plait.spec.watching import Watch
+from plait.spec.watching import AlertKind, Alerts, Watch, check_webhook, masked_url
 
 __all__ = [
     "Agreement",
+    "AlertKind",
+    "Alerts",
     "Balance",
     "BatchStage",
     "Checkpoint",
@@ -45,8 +47,10 @@ __all__ = [
     "Train",
     "Until",
     "Watch",
+    "check_webhook",
     "flatten",
     "load",
+    "masked_url",
     "parse",
     "place_of",
     "schema",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plait import events, spec
 from plait.cluster import environment, local, resources
@@ -24,13 +24,17 @@ from plait.data.prepare import prepare as prepare_data
 from plait.data.tokens import Prepared
 from plait.errors import CheckpointError, DataError, Interrupted, PlaitError, RunFileError, UserError, WorkerFailed
 from plait.ledger import journal
-from plait.ledger.journal import Journal
 from plait.ledger.plan import Plan
 from plait.ledger.state import Ledger
 from plait.plan import auto, counts
 from plait.train import manifest
 from plait.train.folder import Folder
-from plait.watch.listener import Listener, Listeners, build_listeners
+from plait.watch.disk import DiskWatch
+from plait.watch.listener import Listener, build_listeners, check_alerts
+from plait.watch.record import Record
+
+if TYPE_CHECKING:
+    from plait.cluster.meeting import Meeting
 
 STATE_BYTES = {"adamw": 3, "adam": 3, "muon": 3, "sgd": 2}
 """Values kept for each parameter, itself included, by optimizer."""
@@ -76,6 +80,7 @@ def train(
         raise RunFileError(
             'cluster.launcher = "environment", but no launcher started this process; use torchrun, srun or mpirun, or "local"'
         )
+    check_alerts(run.alerts)
     prepared = prepare(run, preparing)
     run = _laid_out(run, prepared, None, quiet)
     with Folder(Path(out)) as folder, ExitStack() as stack:
@@ -83,9 +88,10 @@ def train(
         if started.done:
             return _result(started.folder.path)
         status = Status(folder.path)
-        told = stack.enter_context(started.listeners([status, *listeners], quiet))
+        record = stack.enter_context(started.record([status, *listeners], quiet))
+        stack.enter_context(started.disk_watch(record))
         nursery = nursery or stack.enter_context(Nursery())
-        ledger = started.ledger(told)
+        ledger = started.ledger(record)
         if not quiet:
             print(_guarantee(started.plan, None), flush=True)
         local.launch(replace(started.site, faults=tuple(faults)), ledger, nursery, status)
@@ -108,6 +114,7 @@ def _train_under(
         return _result(out)
     outcome = 1
     try:
+        check_alerts(run.alerts)
         prepared = prepare(run, preparing)
         run = _laid_out(run, prepared, world)
         with Folder(out) as folder:
@@ -117,19 +124,37 @@ def _train_under(
                 outcome = 0
                 return _result(started.folder.path)
             status = Status(folder.path)
-            with started.listeners([status, *listeners]) as told:
-                ledger = started.ledger(told)
+            with started.record([status, *listeners]) as record, started.disk_watch(record), _telling(meeting):
+                ledger = started.ledger(record)
                 print(_guarantee(started.plan, world), flush=True)
                 lead(meeting, started.site, ledger, status)
-            result = started.conclude(ledger)
+                result = started.conclude(ledger)
             outcome = 0
             return result
     except BaseException as error:
-        outcome = error.exit_code if isinstance(error, PlaitError) else 1
+        outcome = _exit_code(error)
         meeting.announce({})
         raise
     finally:
         meeting.part(outcome)
+
+
+@contextmanager
+def _telling(meeting: Meeting) -> Iterator[None]:
+    """The others are told how the run ended before listeners are closed, which may take its time."""
+    outcome = 1
+    try:
+        yield
+        outcome = 0
+    except BaseException as error:
+        outcome = _exit_code(error)
+        raise
+    finally:
+        meeting.tell(outcome)
+
+
+def _exit_code(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, PlaitError) else 1
 
 
 def _guarantee(plan: Plan, world: World | None) -> str:
@@ -178,6 +203,7 @@ class Start:
     def __init__(self, run: spec.Run, folder: Folder, prepared: Prepared, elastic: bool = False) -> None:
         self.run = run
         self.folder = folder
+        self._prepared = prepared
         batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
         self.plan: Plan = plan_of(run, prepared, batches, elastic)
         self._log_every = batches.steps_of(run.train.log_every)
@@ -193,21 +219,19 @@ class Start:
     def done(self) -> bool:
         return self.position is not None and self.position["step"] >= self.plan.steps
 
-    def listeners(self, others: Iterable[Listener], quiet: bool = False) -> Listeners:
-        """The console, unless `quiet`, those of [watch], and `others`."""
-        return Listeners([*build_listeners(self.run.watch, self.folder.path, self.run, self._log_every, quiet), *others])
+    def record(self, others: Iterable[Listener], quiet: bool = False) -> Record:
+        """Tells the console, unless `quiet`, those of [watch] and [alerts], and `others`."""
+        listeners = build_listeners(self.run.watch, self.folder.path, self.run, self._log_every, quiet)
+        return Record(self.folder.journal, [*listeners, *others])
 
-    def ledger(self, told: Callable[[events.Event], None]) -> Ledger:
-        """A ledger that journals each event and tells it to `told`."""
-        written = Journal(self.folder.journal)
+    def disk_watch(self, record: Record) -> DiskWatch:
+        """Of the disks that the run and its data are kept on."""
+        folders = self.folder.path.resolve(), [self._prepared.folder.resolve()]
+        watch = DiskWatch(record, *folders, self.run.alerts.low_disk_mib << 20, _checkpoint_bytes(self.run, self._prepared))
+        record.add(watch)
+        return watch
 
-        def record(event: events.Event) -> None:
-            quiet = written.trouble is None
-            written.append(event)
-            if written.trouble and quiet:
-                print(f"plait: {written.trouble}", file=sys.stderr)
-            told(event)
-
+    def ledger(self, record: Record) -> Ledger:
         return Ledger(self.plan, record, time.time, self.position)
 
     def _void_history(self) -> dict[str, Any] | None:
@@ -262,12 +286,17 @@ def _soundest(folder: Path) -> Path | None:
     return None
 
 
+def _checkpoint_bytes(run: spec.Run, prepared: Prepared) -> int:
+    """What a checkpoint takes; 0 where that is not known, of a model of your own."""
+    if ":" in run.model.family:
+        return 0
+    values = counts.parameters(run.model, prepared.vocabulary, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
+    return values * (8 if run.train.precision == "fp64" else 4)
+
+
 def _check_space(run: spec.Run, folder: Path, prepared: Prepared) -> None:
     """Refuse a run that could not write its first checkpoint."""
-    if ":" in run.model.family:
-        return
-    values = counts.parameters(run.model, prepared.vocabulary, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
-    needed = values * (8 if run.train.precision == "fp64" else 4)
+    needed = _checkpoint_bytes(run, prepared)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DataError(f"{folder}: no space left: a checkpoint takes {needed / 2**20:.0f} MiB, and {free / 2**20:.0f} MiB are free")

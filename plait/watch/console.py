@@ -31,9 +31,11 @@ _STYLES: dict[type[Event], str] = {
     events.Straggler: "yellow",
     events.Regrouped: "green",
     events.Waiting: "yellow",
+    events.LowDisk: "bold yellow",
     events.RolledBack: "yellow",
     events.Resumed: "green",
     events.Stopped: "yellow",
+    events.Failed: "bold red",
     events.Finished: "green",
 }
 
@@ -54,10 +56,10 @@ class Console:
             return
         if isinstance(event, events.Started):
             self._screen.expect(event.steps)
-        tell = _LINES.get(type(event))
-        if tell is not None:
+        text = line(event)
+        if text is not None:
             self._flush()
-            self._screen.line(tell(event), _STYLES.get(type(event), ""))
+            self._screen.line(text, _STYLES.get(type(event), ""))
 
     def close(self) -> None:
         self._flush()
@@ -66,7 +68,7 @@ class Console:
     def _step(self, step: Step) -> None:
         self._screen.advance(step.step)
         if step.skipped:
-            self._screen.line(f"step {step.step}  skipped: its loss or gradient is not finite; no parameter changed", "yellow")
+            self._screen.line(_skipped(step), "yellow")
             return
         self._since.append(step)
         if not self._begun or step.step % self._every == 0:
@@ -78,6 +80,14 @@ class Console:
         since, self._since = self._since, []
         if since:
             self._screen.line(step_line(since), "")
+
+
+def line(event: Event) -> str | None:
+    """What the log says of an event; None where it says nothing. A step that counts is told by `step_line`."""
+    if isinstance(event, Step):
+        return _skipped(event) if event.skipped else None
+    tell = _LINES.get(type(event))
+    return None if tell is None else tell(event)
 
 
 def step_line(since: list[Step]) -> str:
@@ -158,6 +168,10 @@ def _number(value: float | None, style: str) -> str:
     return "nan" if value is None else format(value, style)
 
 
+def _skipped(step: Step) -> str:
+    return f"step {step.step}  skipped: its loss or gradient is not finite; no parameter changed"
+
+
 def _started(event: events.Started) -> str:
     counted = f"{event.parameters:,} parameters, {event.steps} steps"
     return f"plait {event.version}: {counted}, {_replicas(event)} on {event.device}{_places(event.layout)}"
@@ -217,6 +231,21 @@ def _straggler(event: events.Straggler) -> str:
     return f"step {event.step}  {who} is slow in {event.phase}: {times}, {_number(event.slower, '.1f')} times as long; {event.action}"
 
 
+def _low_disk(event: events.LowDisk) -> str:
+    free = f"low disk: {event.free / 2**20:,.0f} MiB are free for {event.folder}"
+    if event.free < event.checkpoint:
+        return f"{free}, and the next checkpoint takes {event.checkpoint / 2**20:,.0f} MiB"
+    return f"{free}, less than {event.wanted / 2**20:,.0f} MiB"
+
+
+def _failed(event: events.Failed) -> str:
+    return f"failed after step {event.step}: {_last_line(event.why)}"
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]
+
+
 def _saved(event: events.Saved) -> str:
     held = f"training held up {event.stalled:.2f} s"
     return f"step {event.step}  saved {event.path} ({event.bytes / 2**20:,.1f} MiB in {event.seconds:.1f} s, {held})"
@@ -231,7 +260,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.RolledBack: lambda event: f"rolled back to step {event.to_step}: {event.why}",
     events.Switched: lambda event: f"from step {event.step + 1} on: {event.sync}, since {event.why}",
     events.Retuned: lambda event: f"buckets of {event.bucket_mib:g} MiB, for {event.why}",
-    events.Lost: lambda event: f"lost {_member(event)}: {event.why.strip().splitlines()[-1]}",
+    events.Lost: lambda event: f"lost {_member(event)}: {_last_line(event.why)}",
     events.Hung: lambda event: (
         f"replica {event.replica} (rank {event.rank}) on {event.host}, pid {event.pid}, hangs: {event.seconds:.1f} s of step {event.step} "
         f"in which it {event.doing}; {event.stack}"
@@ -242,5 +271,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Regrouped: _regrouped,
     events.Waiting: lambda event: f"waiting: {event.replicas} of the {event.fewest} replicas that the run needs are here",
     events.Stopped: lambda event: f"stopped after step {event.step}: {event.why}; run the same command again to resume",
+    events.LowDisk: _low_disk,
+    events.Failed: _failed,
     events.Finished: lambda event: f"finished after step {event.step}",
 }

@@ -2,6 +2,7 @@
 
     ledger ──event──▶ Listeners ──▶ console       at once
                         │      └──▶ tensorboard   at once, a line to a local file
+                        ├── alerts ─▶ command, webhook: each by a courier, a thread behind a queue
                         └── Aside ──▶ wandb, mlflow, your own: each in a thread of its own, behind a queue
 
 A listener that raises is reported once, on stderr, and dropped.
@@ -38,6 +39,9 @@ class Listeners:
 
     def __init__(self, listeners: Iterable[Listener]) -> None:
         self._listeners = list(listeners)
+
+    def add(self, listener: Listener) -> None:
+        self._listeners.append(listener)
 
     def __call__(self, event: Event) -> None:
         for listener in list(self._listeners):
@@ -89,10 +93,10 @@ class Aside:
 
 
 def build_listeners(watch: spec.Watch, folder: Path, run: spec.Run, log_every: int | None = None, quiet: bool = False) -> list[Listener]:
-    """The console, unless `quiet`, and the listeners that [watch] asks for, in that order.
+    """The console, unless `quiet`, and the listeners that [watch] and [alerts] ask for, in that order.
 
     folder: the run's. log_every: steps between two lines of the log; left out, it is taken from the run where that counts in steps.
-    Raises RunFileError: an extra that is not installed, a listener of your own that cannot be made.
+    Raises RunFileError: an extra that is not installed, alerts that cannot be sent, a listener of your own that cannot be made.
     """
     from plait.watch.console import Console
 
@@ -111,7 +115,19 @@ def build_listeners(watch: spec.Watch, folder: Path, run: spec.Run, log_every: i
         from plait.watch.mlflow import Mlflow
 
         listeners.append(Aside(Mlflow(watch.mlflow, folder, run)))
+    if run.alerts.told:
+        from plait.watch.alerts import Alerts
+
+        listeners.append(Alerts(run.alerts, folder))
     return listeners + [Aside(_own(reference, folder, run)) for reference in watch.listeners]
+
+
+def check_alerts(alerts: spec.Alerts) -> None:
+    """Raises RunFileError for a command or a webhook that cannot be used."""
+    if alerts.told:
+        from plait.watch.channels import open_channels
+
+        open_channels(alerts)
 
 
 def _own(reference: str, folder: Path, run: spec.Run) -> Listener:
