@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,15 @@ def differences(one: list[events.Step], other: list[events.Step]) -> tuple[float
     pairs = list(zip(one, other, strict=True))
     loss = max(abs(a.loss - b.loss) / abs(a.loss) for a, b in pairs)
     return loss, max(abs(a.grad_norm - b.grad_norm) / abs(a.grad_norm) for a, b in pairs)
+
+
+def bf16_floor(curve: Callable[..., list[events.Step]], alone: list[events.Step], **settings: Any) -> float:
+    """How far one process gets from itself in bf16 when its micro-batches of two are cut otherwise.
+
+    A weight whose fp32 value differs in the last bit may be rounded to another bf16 value: curves are equal to the bit until the first
+    such weight, whenever chance brings it, and then a few 1e-5 apart.
+    """
+    cuts = [curve(f"in pieces of {size}", **settings, train__micro_batch=size) for size in (1, 4)]
+    floor = max(differences(alone, cut)[0] for cut in cuts)
+    assert floor <= 1e-4
+    return floor
