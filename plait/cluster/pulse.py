@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, Self
 
 import zmq
@@ -31,6 +32,8 @@ ORPHANED = 5.0
 """Seconds without a connection to the ledger's process after which a worker ends."""
 _FRAMES = 6
 """Of the stack, from the innermost outwards."""
+_COLLECTIVES = ("/torch/distributed/", "/plait/replica/transport.py")
+"""Files whose functions wait for other ranks."""
 
 
 class Pulse:
@@ -75,16 +78,23 @@ class Pulse:
 
     def _beat(self) -> Beat:
         seconds = time.monotonic() - progress.since
-        stack = self._stack() if seconds > self._told_after else ""
-        return Beat(progress.doing, progress.waiting, seconds, progress.step, progress.units, stack)
-
-    def _stack(self) -> str:
         frame = sys._current_frames().get(self._main or 0)
-        if frame is None:
-            return ""
-        return " < ".join(
-            f"{_short(each.filename)}:{each.lineno} {each.name}" for each in reversed(traceback.extract_stack(frame)[-_FRAMES:])
-        )
+        stack = _stack(frame) if frame and seconds > self._told_after else ""
+        collective = collective_of(frame) if frame and not progress.waiting else ""
+        return Beat(progress.doing, progress.waiting, seconds, progress.step, progress.units, stack, collective)
+
+
+def collective_of(frame: FrameType) -> str:
+    """The collective that waits for other ranks where Python's innermost frame is; empty where none does.
+
+    Who is in one waits for another rank of its replica, whatever it says of itself.
+    """
+    code = frame.f_code
+    return code.co_name if any(place in code.co_filename for place in _COLLECTIVES) else ""
+
+
+def _stack(frame: FrameType) -> str:
+    return " < ".join(f"{_short(each.filename)}:{each.lineno} {each.name}" for each in reversed(traceback.extract_stack(frame)[-_FRAMES:]))
 
 
 def _connection(monitor: Any, cut_off: float | None) -> float | None:

@@ -4,6 +4,8 @@
     no progress for `limit` seconds, and it waits for nobody   it hangs
     nobody makes progress, and some wait for their peers       connections hang; who has waited longest is taken
 
+Peers are other replicas, or ranks of its own in a collective: who waits in one for a rank that hangs does not hang itself.
+
 A worker that has not settled a unit yet has ten times as long: it builds, it compiles, it fills caches.
 """
 
@@ -39,6 +41,19 @@ class _Pulse:
 
     def stale(self, now: float) -> float:
         return self.beat.seconds + now - self.since
+
+    @property
+    def doing(self) -> str:
+        within = f", in {self.beat.collective}" if self.beat.collective else ""
+        return f"{self.beat.doing}{within}"
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.beat.waiting or self.beat.collective)
+
+    @property
+    def waits_for_peers(self) -> bool:
+        return self.beat.waiting == "peers" or bool(self.beat.collective)
 
 
 class Watchdog:
@@ -80,10 +95,10 @@ class Watchdog:
 
     def _hangs(self, pulse: _Pulse, now: float) -> bool:
         allowed = self._allowed(pulse)
-        return now - pulse.since > allowed or (not pulse.beat.waiting and pulse.stale(now) > allowed)
+        return now - pulse.since > allowed or (not pulse.waits and pulse.stale(now) > allowed)
 
     def _deadlocked(self, now: float) -> list[Member]:
-        waiting = {member: pulse.stale(now) for member, pulse in self.pulses.items() if pulse.beat.waiting == "peers"}
+        waiting = {member: pulse.stale(now) for member, pulse in self.pulses.items() if pulse.waits_for_peers}
         just_struck = now - self._struck <= self._limit  # those who waited for who was killed go on
         if not waiting or just_struck or any(pulse.stale(now) <= self._allowed(pulse) for pulse in self.pulses.values()):
             return []
@@ -93,8 +108,8 @@ class Watchdog:
         pulse = self.pulses[member]
         silent = now - pulse.since
         if silent <= self._allowed(pulse) and pulse.beat.stack:
-            return Hang(member, pulse.stale(now), pulse.beat.doing, pulse.beat.stack)
-        return Hang(member, max(silent, pulse.stale(now)), pulse.beat.doing, _state(pid))
+            return Hang(member, pulse.stale(now), pulse.doing, pulse.beat.stack)
+        return Hang(member, max(silent, pulse.stale(now)), pulse.doing, _state(pid))
 
 
 def _state(pid: int | None) -> str:

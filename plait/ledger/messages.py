@@ -295,7 +295,8 @@ class Failed:
 @dataclass(frozen=True, slots=True)
 class Beat:
     """A worker lives, and does what it says, for so many seconds now. waiting: for "peers" or the "ledger"; empty where it is itself at
-    work. step: the last that it began; units: that it has settled. stack: where its main thread is, when it has been there for long."""
+    work. step: the last that it began; units: that it has settled. stack: where its main thread is, when it has been there for long.
+    collective: of its replica's ranks, in which it is at this moment."""
 
     doing: str
     waiting: str
@@ -303,6 +304,7 @@ class Beat:
     step: int
     units: int
     stack: str
+    collective: str = ""
 
 
 @dataclass(frozen=True, slots=True)

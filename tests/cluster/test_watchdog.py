@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import FrameType
 
 import pytest
 
+from plait.cluster.pulse import collective_of
 from plait.cluster.watchdog import FIRST, Watchdog
 from plait.ledger.messages import Beat
 
@@ -32,8 +35,8 @@ def watchdog(clock: Clock) -> Watchdog:
     return watchdog
 
 
-def beat(seconds: float, waiting: str = "", units: int = 1, stack: str = "loop.py:7 train") -> Beat:
-    return Beat("computes" if not waiting else "waits", waiting, seconds, 3, units, stack)
+def beat(seconds: float, waiting: str = "", units: int = 1, stack: str = "loop.py:7 train", collective: str = "") -> Beat:
+    return Beat("computes" if not waiting else "waits", waiting, seconds, 3, units, stack, collective)
 
 
 def hanging(watchdog: Watchdog) -> list[int]:
@@ -86,3 +89,26 @@ def test_a_run_that_waits_for_replicas_does_not_hang(clock: Clock, watchdog: Wat
 def test_what_the_system_says_of_a_process_that_does_not_answer(clock: Clock, watchdog: Watchdog) -> None:
     clock.now = LIMIT * FIRST + 1
     assert {hang.stack for hang in watchdog.look(lambda member: -1)} == {"it does not answer"}
+
+
+def test_a_rank_that_waits_in_a_collective_for_one_that_hangs_is_not_taken_for_it(clock: Clock, watchdog: Watchdog) -> None:
+    clock.now = 20.0
+    for replica, collective in enumerate(["all_reduce", "", "gather_rows"]):
+        watchdog.hear((replica, 0), beat(11.0, collective=collective))
+    assert hanging(watchdog) == [1]
+
+
+def test_ranks_that_all_wait_in_a_collective_hang_and_it_is_named(clock: Clock, watchdog: Watchdog) -> None:
+    clock.now = 20.0
+    for replica, seconds in enumerate([12.0, 11.0, 11.0]):
+        watchdog.hear((replica, 0), beat(seconds, collective="all_reduce"))
+    (hang,) = watchdog.look(lambda member: None)
+    assert (hang.member, hang.doing) == ((0, 0), "computes, in all_reduce")
+
+
+def test_a_collective_is_known_by_where_it_waits() -> None:
+    """In torch.distributed or in our own transport, in the innermost frame: what computes below one of them waits for nobody."""
+    frames: list[FrameType] = []
+    for file in ("/lib/torch/distributed/distributed_c10d.py", "/lib/plait/replica/transport.py", "/own/loss.py"):
+        exec(compile("def all_reduce(): frames.append(sys._getframe())\nall_reduce()", file, "exec"), {"frames": frames, "sys": sys})
+    assert [collective_of(frame) for frame in frames] == ["all_reduce", "all_reduce", ""]
