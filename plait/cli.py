@@ -199,6 +199,28 @@ def verify_faults(
     print(survived_conclusion(report))
 
 
+@verify.command("soak")
+def verify_soak(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(help="Processes to kill.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Of who is killed, and when.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+) -> None:
+    """Kill random workers of one run, many times, and compare with the undisturbed curve, in fp64; exit code 3 where it is not survived as
+    promised."""
+    from plait.errors import ProofFailed
+    from plait.proof.showing import soaked_lines, tell_of_kills
+    from plait.proof.soak import soak
+
+    soaked = soak(spec.load(run_file, overrides or ()), kills, seed, told=tell_of_kills(kills))
+    if json_file is not None:
+        json_file.write_text(json.dumps(soaked.as_dict(), indent=1) + "\n", encoding="utf-8")
+    if not soaked.ok:
+        raise ProofFailed(soaked_lines(soaked))
+    print(soaked_lines(soaked))
+
+
 @verify.command("run")
 def verify_run(
     folder: RunFolder,

@@ -76,7 +76,7 @@ def verify_faults(
 
     Raises RunFileError for a run whose curve follows who is there: it has no reference.
     """
-    _check(run)
+    check_one_curve(run)
     proven = for_proof(run.model_copy(update={"sync": spec.Sync()}), steps)
     sections = {"sync": run.resolved()["sync"], "elastic": {"hang_after": HANG_AFTER}, "checkpoint": {"every": "3 steps"}}
     layout = run.resolved()["layout"]
@@ -88,6 +88,19 @@ def verify_faults(
             survived.append(_judged(scenario, compared, prover.last))
             told(survived[-1])
     return Report(prover.tolerance, survived)
+
+
+def check_one_curve(run: spec.Run) -> None:
+    """Raises RunFileError for a run whose curve follows who is there: it has no reference."""
+    modes = [agreement.mode for agreement in run.sync.agreements]
+    bound = [mode for mode in modes if mode not in ("allreduce", "synchronous")]
+    compressed = [agreement.compress for agreement in run.sync.agreements if agreement.compress != "none"]
+    if bound or compressed:
+        what = f'"{bound[0]}"' if bound else f'sync.compress = "{compressed[0]}"'
+        raise RunFileError(
+            f"failures are compared with the curve of one process, and under {what} the curve follows who is there; "
+            'use sync.strategy = "allreduce" or a synchronous "server", not compressed'
+        )
 
 
 def scenarios(run: spec.Run, steps: int) -> Iterator[Scenario]:
@@ -106,18 +119,6 @@ def scenarios(run: spec.Run, steps: int) -> Iterator[Scenario]:
     yield Scenario("kill -9 of all at once", everyone)
     yield Scenario("a hang", [Fault("computing", at, 0, action="hang")])
     yield Scenario("an error", [Fault("computing", at, 0, action="raise")])
-
-
-def _check(run: spec.Run) -> None:
-    modes = [agreement.mode for agreement in run.sync.agreements]
-    bound = [mode for mode in modes if mode not in ("allreduce", "synchronous")]
-    compressed = [agreement.compress for agreement in run.sync.agreements if agreement.compress != "none"]
-    if bound or compressed:
-        what = f'"{bound[0]}"' if bound else f'sync.compress = "{compressed[0]}"'
-        raise RunFileError(
-            f"verify faults compares with the curve of one process, and under {what} the curve follows who is there; "
-            'use sync.strategy = "allreduce" or a synchronous "server", not compressed'
-        )
 
 
 def _judged(scenario: Scenario, compared: Compared, folder: Path) -> Survived:

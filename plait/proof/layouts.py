@@ -31,6 +31,7 @@ from plait.model.build import build
 from plait.tasks.pretrain import prepare, train
 from plait.train import manifest
 from plait.train.checkpoint import load
+from plait.watch.listener import Listener
 
 STEPS = 10
 Layout = dict[str, Any]
@@ -140,11 +141,16 @@ class Prover:
         self._curve, self._end = self._train({}, {})
 
     def compare(
-        self, layout: Layout, sections: dict[str, dict[str, Any]] | None = None, faults: Sequence[dict[str, Any]] = (), **changes: Any
+        self,
+        layout: Layout,
+        sections: dict[str, dict[str, Any]] | None = None,
+        faults: Sequence[dict[str, Any]] = (),
+        listeners: Sequence[Listener] = (),
+        **changes: Any,
     ) -> Compared:
-        """sections: settings besides. faults: failures on purpose. changes: of [train]."""
+        """sections: settings besides. faults: failures on purpose. listeners: told of its events. changes: of [train]."""
         try:
-            curve, end = self._train(layout, {**(sections or {}), "train": changes}, faults)
+            curve, end = self._train(layout, {**(sections or {}), "train": changes}, faults, listeners)
         except UserError:
             raise
         except PlaitError as error:
@@ -161,13 +167,17 @@ class Prover:
         return self._moved[-1]
 
     def _train(
-        self, layout: Layout, sections: dict[str, dict[str, Any]], faults: Sequence[dict[str, Any]] = ()
+        self,
+        layout: Layout,
+        sections: dict[str, dict[str, Any]],
+        faults: Sequence[dict[str, Any]] = (),
+        listeners: Sequence[Listener] = (),
     ) -> tuple[list[events.Step], dict[str, Tensor]]:
         """The curve, and the parameters at its end."""
         run = _changed(self._run, {"layout": layout, **sections})
         out = self._folder / f"run-{len(self._moved)}"
         self._moved.append(out)
-        train(run, out, nursery=self._nursery, quiet=True, faults=faults)
+        train(run, out, listeners=listeners, nursery=self._nursery, quiet=True, faults=faults)
         steps = events.committed(journal.read(out / "events.jsonl"))
         newest = manifest.latest(out / "checkpoints")
         assert newest is not None

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+import sys
+from collections.abc import Callable
+
 from plait.proof.coverage import Proof, Recovery
 from plait.proof.faults import Report as FaultReport
 from plait.proof.faults import Survived
 from plait.proof.layouts import Compared, Report, Tolerance, named
+from plait.proof.soak import Soaked
 
 _WIDTH = 36
 
@@ -57,6 +62,41 @@ def survived_conclusion(report: FaultReport) -> str:
     if failed:
         return f"{failed} of {len(report.survived)} failures are NOT survived as promised"
     return f"{len(report.survived)} failures survived: the curve is that of one undisturbed process, each sample was used exactly once"
+
+
+def soaked_lines(soaked: Soaked) -> str:
+    """What was killed, what it took to go on, and how far the curve is from the undisturbed one."""
+    proof, seconds, compared = soaked.proof, soaked.seconds, soaked.compared
+    whom = ", ".join(f"{who} {count} times" for who, count in sorted(soaked.killed.items()))
+    again = sum(each.void for each in proof.recoveries)
+    cuts = statistics.quantiles(seconds, n=20) if len(seconds) > 1 else seconds * 19
+    back = f"median {cuts[9]:.2f} s, 95% {cuts[18]:.2f} s, longest {seconds[-1]:.2f} s" if seconds else "never"
+    most = Tolerance()
+    return "\n".join(
+        [
+            f"{sum(soaked.killed.values())} processes killed in {soaked.took:.0f} s: {whom}",
+            f"{proof.steps} of {proof.planned} steps committed, {proof.generations} generations, {again} steps done again from checkpoints",
+            f"from a failure to the next commit: {back}",
+            f"{soaked.hung} hangs",
+            f"against one undisturbed process: loss {compared.loss:.1e} (allowed {most.loss:.0e}), grad_norm {compared.grad_norm:.1e} "
+            f"({most.grad_norm:.0e}), parameters {compared.params:.1e} ({most.params:.0e})",
+            *([compared.why] if compared.why else []),
+            *(proof.wrong or ["each sample of each committed step was used exactly once"]),
+        ]
+    )
+
+
+def tell_of_kills(kills: int) -> Callable[[int], None]:
+    """A line now and then, as processes are killed."""
+    shown = 0
+
+    def told(killed: int) -> None:
+        nonlocal shown
+        if killed * 10 // kills > shown:
+            shown = killed * 10 // kills
+            print(f"{killed} of {kills} killed", file=sys.stderr, flush=True)
+
+    return told
 
 
 def coverage(proof: Proof) -> str:

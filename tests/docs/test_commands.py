@@ -80,6 +80,8 @@ def smaller(words: list[str]) -> list[str]:
     if words[:2] in (["data", "prepare"], ["verify", "layouts"], ["verify", "faults"]) or (words[0] == "compare" and "--runs" not in words):
         spec.load(next(word for word in words if word.endswith(".toml")), [word for word in words[3:] if "." in word and "=" in word])
         return SMOKE
+    if words[:2] == ["verify", "soak"]:
+        return [*SMOKE, "--kills", "2"]
     return ["--tokens", "4"] if words[0] == "generate" and "--help" not in words else []
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from plait import events
 from plait.cluster.faults import Fault
 from plait.cluster.nursery import Nursery
 from plait.errors import WorkerFailed
+from plait.ledger.messages import SERVING
 from plait.proof.coverage import verify_run
 from plait.tasks.pretrain import train
+from plait.testing.failures import SignalAt
 from plait.train import manifest
 from tests.runs import differences, history_of, steps_of, tiny
 
@@ -164,3 +167,44 @@ def test_hangs_are_named_and_the_workers_replaced(curve: Trainer, undisturbed: l
     assert curve.lost("hung") == [(1, 0), (2, 0)]
     time = {step.step: step.time for step in curve.of("hung", events.Step)}
     assert time[5] - time[4] < 3.0 + 2.0
+
+
+LIVES = (
+    (Fault("computing", 4, 0), Fault("voted", 19, 0, attempt=1), Fault("meeting", 0, 0, attempt=2), Fault("saving", 0, 0, attempt=3)),
+    (Fault("reducing", 9, 1), Fault("applying", 24, 1, attempt=1), Fault("joining", 0, 1, attempt=2), Fault("computing", 48, 1, attempt=3)),
+    (Fault("reduced", 14, 2), Fault("applied", 29, 2, attempt=1), Fault("computing", 48, 2, attempt=2)),
+)
+"""What ends each life of each replica. The last of all is a hang."""
+HANG = Fault("computing", 54, 0, attempt=4, action="hang")
+SERVED = (
+    (Fault("computing", 4, 0), Fault("voted", 19, 0, attempt=1), Fault("saving", 0, 0, attempt=2)),
+    (Fault("pushing", 9, 1), Fault("computing", 48, 1, attempt=1)),
+    (Fault("reduced", 14, 2), Fault("computing", 48, 2, attempt=1)),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_sixty_steps_with_everything_that_can_happen_to_three_replicas(curve: Trainer, tensor: int) -> None:
+    """Each kind of death, in lives that follow one another, of any rank of a replica; joins; two at once; a hang."""
+    sixty = {"train__duration": "60 steps", "checkpoint__every": "20 steps"}
+    alone = curve("alone", **sixty)
+    last = [replace(fault, rank=tensor - 1) for life in LIVES for fault in life if fault.point not in ("saving", "joining")]
+    first = [fault for life in LIVES for fault in life if fault.point in ("saving", "joining")]
+    settings = {**sixty, **THREE, "layout__tensor": tensor, "elastic__hang_after": 5.0}
+    assert_one_curve(alone, curve("struck", *last, *first, HANG, **settings))
+    assert Counter(replica for replica, _ in curve.lost("struck")) == {0: 5, 1: 4, 2: 3}
+    assert [(event.replica, event.step) for event in curve.of("struck", events.Hung)] == [(0, 54)]
+    assert not curve.of("struck", events.RolledBack)
+
+
+@pytest.mark.slow
+def test_sixty_steps_with_everything_that_can_happen_under_a_synchronous_server(curve: Trainer) -> None:
+    sixty = {"train__duration": "60 steps", "checkpoint__every": "20 steps"}
+    alone = curve("alone", **sixty)
+    faults = [*(fault for life in SERVED for fault in life), replace(HANG, attempt=3)]
+    settings = {**sixty, **THREE, "sync__strategy": "server", "sync__servers": 2, "elastic__hang_after": 5.0}
+    server = SignalAt(30, replica=SERVING, rank=1)
+    assert_one_curve(alone, curve("struck", *faults, listeners=[server], **settings))
+    assert (SERVING, 1) in curve.lost("struck")
+    assert [(event.replica, event.step) for event in curve.of("struck", events.Hung)] == [(0, 54)]
