@@ -264,6 +264,18 @@ class Retuned(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Rebalanced(Event):
+    """Steps after `step` are dealt in another way. policy: "static", as stated or as measured once; "dynamic", by speeds as they are.
+    shares: of the next step, by replica. piece: sequences of which shares are made up."""
+
+    step: int
+    policy: str
+    shares: dict[str, float]
+    piece: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Switched(Event):
     """After `step` replicas agree in another way."""
 
@@ -307,6 +319,7 @@ KINDS: tuple[type[Event], ...] = (
     SaveFailed,
     RolledBack,
     Retuned,
+    Rebalanced,
     Switched,
     Lost,
     Hung,

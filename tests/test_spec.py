@@ -140,13 +140,27 @@ def test_a_layout_that_does_not_fit_names_both_settings_and_what_would(layout, m
         ({"compress": "zip"}, ["sync.compress", "'bf16'"]),
         ({"compress": "int8", "top_k": 0.1}, ['top_k belongs to compress = "topk"', '"int8"']),
         ({"compress": "topk", "top_k": 0.0}, ["sync.top_k"]),
+        ({"strategy": "diloco", "every": "4 steps", "balance": "dynamic"}, ['balance.policy = "dynamic"', 'sync.strategy = "diloco"']),
+        ({"strategy": "server", "update": "asynchronous", "balance": "auto"}, ['balance.policy = "auto"', 'sync.update = "asynchronous"']),
+        ({"strategy": "local_sgd", "every": "4 steps", "capacity": "measured"}, ['balance.capacity = "measured"', '"local_sgd"']),
+        ({"capacity": "measured", "balance": "dynamic"}, ['capacity = "measured" is for policy = "static"', '"dynamic"']),
+        ({"capacity": [1.0, 0.0], "balance": "auto"}, ["capacity gives a replica nothing", 'policy = "auto"']),
         ({"link": {"latency": -1.0}}, ["sync.link.latency"]),
         ({"link": {"bandwidth": 0}}, ["sync.link.bandwidth"]),
         ({"bucket_mib": "small"}, ["sync.bucket_mib"]),
     ],
 )
 def test_settings_of_the_sync_that_exclude_each_other_are_refused_by_name(sync: dict[str, object], messages: list[str]) -> None:
+    """balance, capacity: of its own section."""
+    balance = {"policy": sync.get("balance", "static"), "capacity": sync.get("capacity")}
+    sync = {name: value for name, value in sync.items() if name not in ("balance", "capacity")}
     with pytest.raises(RunFileError) as refused:
-        spec.parse({**LEAST, "layout": {"replicas": 2}, "sync": sync})
+        spec.parse({**LEAST, "layout": {"replicas": 2}, "sync": sync, "balance": {key: value for key, value in balance.items() if value}})
     for message in messages:
         assert message in str(refused.value)
+
+
+def test_shares_may_follow_speeds_where_one_phase_allows_it():
+    phases = [{"strategy": "allreduce", "until": "9 steps"}, {"strategy": "diloco", "every": "4 steps"}]
+    run = spec.parse({**LEAST, "sync": {"strategy": "phases", "phases": phases}, "balance": {"policy": "auto"}})
+    assert run.balance.measures

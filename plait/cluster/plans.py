@@ -26,6 +26,9 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         size=batches.size,
         targets=cache(batches.targets),
         capacity=_capacity(run),
+        balance="measured" if run.balance.capacity == "measured" else run.balance.policy,
+        micro_batch=1 if run.train.micro_batch == "auto" else run.train.micro_batch,
+        grain=run.train.micro_batch if run.train.compile and run.train.micro_batch != "auto" else 1,
         save_every=batches.steps_of(save_every) if save_every else None,
         evaluate_every=batches.steps_of(evaluate_every) if evaluate_every else None,
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
@@ -41,7 +44,7 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
 
 def _capacity(run: spec.Run) -> tuple[float, ...]:
     """Who comes later can do as much as those that were there can on average."""
-    stated = run.balance.capacity or [1.0] * run.layout.replicas
+    stated = run.balance.stated or [1.0] * run.layout.replicas
     mean = sum(stated) / len(stated)
     return (*stated, *[mean] * (max(run.most_replicas, run.layout.replicas) - len(stated)))
 

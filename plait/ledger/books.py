@@ -13,6 +13,8 @@ from typing import Any
 
 from plait import events
 from plait.events import Event, Ranges
+from plait.ledger import shares
+from plait.ledger.balance import Balance
 from plait.ledger.measures import Told, bubbles, measures_of, sum_of_loads
 from plait.ledger.messages import Decision, Member
 from plait.ledger.plan import Agreement, Plan
@@ -49,7 +51,10 @@ class Books:
         self.places: dict[Member, tuple[str, int]] = {}
         """host and pid"""
         self.tuning = Tuning(plan.bucket_bytes)
+        self._balance = Balance(plan.balance, plan.capacity, plan.micro_batch, plan.grain)
         self._stragglers = Stragglers()
+        self._waiting = 0.0
+        """the share of the last unit in which the quickest replica waited for the slowest"""
         self._save_asked = False
         self._in_a_row = 0
         self._rolled_back_at: int | None = None
@@ -275,14 +280,37 @@ class Books:
             for replica, measures in of_replica.items()
         }
         longest = max(measures.seconds for measures in of_replica.values())
+        waits = [measures.waited for measures in of_replica.values()]
+        self._waiting = (max(waits) - min(waits)) / longest if longest else 0.0
+        for replica, pace in paces.items():
+            self._balance.observe(replica, pace.samples, pace.computing + pace.data)
         for found in self._stragglers.observe(paces, longest):
-            self._tell(found)
+            self._tell(found, paces[found.replica].samples / sum(pace.samples for pace in paces.values()))
 
     def forget(self, replica: int) -> None:
         """Its process is gone."""
+        self._balance.forget(replica)
         self._stragglers.forget(replica)
 
-    def _tell(self, found: Found) -> None:
+    def deal(self, replicas: Sequence[int], step: int) -> dict[int, int]:
+        """How many sequences of a step each of these gets. In a round shares shape the curve, and are as stated."""
+        size, alone = self.plan.size(step), self.agreement.unit == "round"
+        counts = self._balance.counts_as_stated(replicas, size) if alone else self._balance.counts(replicas, size)
+        return dict(zip(replicas, counts, strict=True))
+
+    def deal_evaluation(self, replicas: Sequence[int], size: int) -> dict[int, int]:
+        """How many of so many validation sequences each of these measures."""
+        return dict(zip(replicas, shares.counts(size, self._balance.capacity(replicas)), strict=True))
+
+    def rebalance(self, replicas: Sequence[int]) -> None:
+        """Deal the next step in another way, where that is worth it and does not shape the curve."""
+        if self.agreement.unit != "step":
+            return
+        if (choice := self._balance.choose(replicas, self.plan.size(self.committed + 1), self._waiting)) is not None:
+            by_replica = {str(replica): share for replica, share in choice.shares.items()}
+            self.record(events.Rebalanced(self.clock(), self.committed, choice.policy, by_replica, choice.piece, choice.why))
+
+    def _tell(self, found: Found, share: float) -> None:
         host, pid = self.places.get((found.replica, found.rank), ("", 0))
         self.record(
             events.Straggler(
@@ -296,16 +324,18 @@ class Books:
                 found.seconds,
                 found.usual,
                 found.slower,
-                "" if found.recovered else self._action(),
+                "" if found.recovered else self._action(share),
                 found.recovered,
             )
         )
 
-    def _action(self) -> str:
+    def _action(self, share: float) -> str:
         """What is done about a replica that is slow."""
         if self.agreement.served:
             return "the others take more of the pieces"
-        return "nothing: a round waits for all" if self.agreement.unit == "round" else "nothing: shares are as stated"
+        if self.agreement.unit == "round":
+            return f"nothing: the shares of {self.agreement.mode} stay"
+        return self._balance.action(share)
 
     def loss(self, step: int, told: Iterable[Told]) -> float:
         """The mean over the target tokens of the global batch."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from plait.ledger.balance import Policy
 from plait.ledger.messages import SERVING, Member
 
 
@@ -45,6 +46,7 @@ class Plan:
     targets: Callable[[int], int]
     """target tokens in the global batch of a step"""
     capacity: tuple[float, ...]
+    """relative shares, by replica, as stated"""
     save_every: int | None
     evaluate_every: int | None
     evaluation_size: int
@@ -60,6 +62,11 @@ class Plan:
     """parameter servers, which are there in every phase"""
     bucket_bytes: int = 0
     """of a bucket to begin with, where the size is tuned; 0 where it stays"""
+    balance: Policy = "static"
+    micro_batch: int = 1
+    """sequences computed at once; 1 where each replica finds out for itself"""
+    grain: int = 1
+    """sequences of which shares that follow speeds are made up, at least"""
     elastic: bool = False
     """whether who is lost is replaced, and the others go on meanwhile"""
     beginning: int | None = None

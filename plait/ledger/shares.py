@@ -13,13 +13,45 @@ def deal(size: int, capacities: Sequence[float]) -> list[Ranges]:
 
     deal(10, [1, 1, 2]) is [[[0, 3]], [[3, 5]], [[5, 10]]]. A share of nothing is [].
     """
-    counts = _counts(size, capacities)
+    return contiguous(counts(size, capacities))
+
+
+def contiguous(counts: Sequence[int]) -> list[Ranges]:
+    """contiguous([3, 0, 2]) is [[[0, 3]], [], [[3, 5]]]."""
     shares: list[Ranges] = []
     first = 0
     for count in counts:
         shares.append([[first, first + count]] if count else [])
         first += count
     return shares
+
+
+def counts(size: int, capacities: Sequence[float]) -> list[int]:
+    """How many of `size` fall to each capacity, by largest remainder."""
+    total = sum(capacities)
+    exact = [size * capacity / total for capacity in capacities]
+    counts = [int(amount) for amount in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda index: (counts[index] - exact[index], index))
+    for index in by_remainder[: size - sum(counts)]:
+        counts[index] += 1
+    return counts
+
+
+def by_speed(size: int, speeds: Sequence[float], piece: int = 1) -> list[int]:
+    """How many of `size` fall to each speed, in whole pieces but for one, so that the last to end ends as early as can be.
+
+    Each piece goes to who would end it first, and one at least to everyone, where there are so many: who has nothing to do is not
+    measured. (D'Hondt's method, which gives each its proportion rounded down at least: it begins from there.)
+    """
+    pieces, total = -(-size // piece), sum(speeds)
+    everyone, least = range(len(speeds)), int(pieces >= len(speeds))
+    counts = [max(least, int(pieces * speed / total)) for speed in speeds]
+    for _ in range(sum(counts) - pieces):
+        counts[max(everyone, key=lambda index: counts[index] / speeds[index] * (counts[index] > 1))] -= 1
+    for _ in range(pieces - sum(counts)):
+        counts[min(everyone, key=lambda index: (counts[index] + 1) / speeds[index])] += 1
+    last = max(everyone, key=lambda index: counts[index] / speeds[index])
+    return [piece * count - (index == last) * (piece * pieces - size) for index, count in enumerate(counts)]
 
 
 def pieces(ranges: Ranges, micro_batch: int) -> list[list[int]]:
@@ -42,13 +74,3 @@ def merge(ranges: Ranges) -> Ranges:
         else:
             merged.append([first, end])
     return merged
-
-
-def _counts(size: int, capacities: Sequence[float]) -> list[int]:
-    total = sum(capacities)
-    exact = [size * capacity / total for capacity in capacities]
-    counts = [int(amount) for amount in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda index: (counts[index] - exact[index], index))
-    for index in by_remainder[: size - sum(counts)]:
-        counts[index] += 1
-    return counts

@@ -250,8 +250,9 @@ class Together:
         books = self._books
         first = books.committed + 1
         last = min(first + books.agreement.every - 1, books.last_step)
-        capacity = self._capacity()
-        dealt = [(step, shares.deal(self._plan.size(step), capacity)) for step in range(first, last + 1)]
+        level = self._level
+        books.rebalance(level)
+        dealt = [(step, self._placed(books.deal(level, step))) for step in range(first, last + 1)]
         unit, newcomers = books.new_unit(), self.newcomers
         self._broken = set()
         self._work = {
@@ -267,10 +268,14 @@ class Together:
         }
         return dict(self._work), []
 
-    def _capacity(self) -> list[float]:
-        """Of those in the group: nothing of who is not level, and equal shares where who is left has none."""
-        capacity = [self._plan.capacity[replica] if replica in self.present else 0.0 for replica in self.group]
-        return capacity if sum(capacity) else [float(replica in self.present) for replica in self.group]
+    @property
+    def _level(self) -> list[int]:
+        """Of those in the group, who has the state."""
+        return [replica for replica in self.group if replica in self.present]
+
+    def _placed(self, counts: dict[int, int]) -> list[Ranges]:
+        """One share after the other, by place in the group; nothing for who is not level."""
+        return shares.contiguous([counts.get(replica, 0) for replica in self.group])
 
     def _part(self, step: int, ranges: Ranges) -> Part:
         """In a round losses are means over a replica's own share: each takes its own step."""
@@ -356,7 +361,7 @@ class Together:
         if not self.to_measure:
             return {}
         places = [place for first, end in self.to_measure for place in range(first, end)]
-        dealt = shares.deal(len(places), self._capacity())
+        dealt = self._placed(self._books.deal_evaluation(self._level, len(places)))
         self.to_measure = []
         evaluation = {
             replica: shares.merge([[places[index], places[index] + 1] for first, end in share for index in range(first, end)])

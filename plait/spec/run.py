@@ -36,7 +36,7 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        capacity = self.balance.capacity
+        capacity = self.balance.stated
         if capacity is not None and len(capacity) != self.layout.replicas:
             raise ValueError(f"balance.capacity names {len(capacity)} replicas and layout.replicas = {self.layout.replicas}")
         if not self.layout.auto and not self.fewest_replicas <= self.layout.replicas <= self.most_replicas:
@@ -63,7 +63,24 @@ class Run(Section):
             raise ValueError(
                 'train.micro_batch = "auto" is for shares of a batch, and sync.strategy = "server" leases micro-batches; write a number'
             )
+        if self.balance.measures and (why := self._shares_shape_the_curve()):
+            raise ValueError(f"{self.balance.told} has shares follow speeds, and {why}")
         return self
+
+    def _shares_shape_the_curve(self) -> str | None:
+        """Why, where they do in every phase."""
+        first, *others = self.sync.agreements
+        if any(agreement.mode == "allreduce" for agreement in (first, *others)):
+            return None
+        if first.unit == "round":
+            return (
+                f'sync.strategy = "{first.strategy}" has each replica take steps of its own on its share, which shapes the curve; state '
+                "balance.capacity"
+            )
+        return (
+            f'sync.update = "{first.mode}" leases pieces to whoever is ready, so that who is quicker takes more of them anyway; '
+            "leave it out"
+        )
 
     def _check_agreement(self, agreement: Agreement) -> None:
         replicas, optimizer = self.layout.replicas, self.train.optimizer.name
@@ -82,7 +99,7 @@ class Run(Section):
                 'train.optimizer.name = "muon" needs whole matrices, and sync.strategy = "server" holds what each rank of a replica does; '
                 'use "adamw", or replicas of one rank'
             )
-        if agreement.strategy in ("local_sgd", "diloco") and self.balance.capacity is not None and 0 in self.balance.capacity:
+        if agreement.strategy in ("local_sgd", "diloco") and self.balance.stated is not None and 0 in self.balance.stated:
             raise ValueError(
                 f'balance.capacity gives a replica nothing, and sync.strategy = "{agreement.strategy}" has each take steps of its own'
             )

@@ -207,6 +207,11 @@ def _regrouped(event: events.Regrouped) -> str:
     return f"step {event.step}  going on with replica{'s' if len(event.replicas) > 1 else ''} {members}{new}"
 
 
+def _rebalanced(event: events.Rebalanced) -> str:
+    shares = ", ".join(f"replica {replica} {share:.0%}" for replica, share in event.shares.items())
+    return f"from step {event.step + 1} on shares are {shares}: {event.why}"
+
+
 def _corrupted(event: events.Corrupted) -> str:
     """What differs is a long list where much does."""
     shown = ", ".join(event.differs[:_DIFFERING_SHOWN])
@@ -261,6 +266,7 @@ _LINES: dict[type[Event], Callable[[Any], str]] = {
     events.Switched: lambda event: f"from step {event.step + 1} on: {event.sync}, since {event.why}",
     events.Retuned: lambda event: f"buckets of {event.bucket_mib:g} MiB, for {event.why}",
     events.Lost: lambda event: f"lost {_member(event)}: {_last_line(event.why)}",
+    events.Rebalanced: _rebalanced,
     events.Hung: lambda event: (
         f"replica {event.replica} (rank {event.rank}) on {event.host}, pid {event.pid}, hangs: {event.seconds:.1f} s of step {event.step} "
         f"in which it {event.doing}; {event.stack}"

@@ -74,12 +74,13 @@ class Server:
 
 
 class Simulation:
-    """`seed` chooses what happens next; kills: how many members die at most."""
+    """`seed` chooses what happens next; kills: how many members die at most. uneven: speeds differ, and change."""
 
-    def __init__(self, plan: Plan, seed: int, kills: int = 0, position: dict | None = None) -> None:
+    def __init__(self, plan: Plan, seed: int, kills: int = 0, position: dict | None = None, uneven: bool = False) -> None:
         self.plan = plan
         self.chance = random.Random(seed)
         self.kills = kills
+        self.uneven = uneven
         self.recorded: list[events.Event] = []
         self.positions: list[dict] = []
         self.ledger = Ledger(plan, self.recorded.append, lambda: 0.0, position)
@@ -238,7 +239,15 @@ class Simulation:
 
     def vote(self, member: Member, worker: Worker, work: Work) -> None:
         worker.work = None
-        self.post((member, worker.life), "ledger", Vote(work.unit, [Did(1.0, 1.0, 0.1) for _ in work.parts], 0.1))
+        self.post((member, worker.life), "ledger", self.ballot(member, work))
+
+    def ballot(self, member: Member, work: Work) -> Vote:
+        done = [Did(1.0, 1.0, 0.1) for _ in work.parts]
+        if not self.uneven:
+            return Vote(work.unit, done, 0.1)
+        samples = sum(end - first for part in work.parts for first, end in part.ranges)
+        computed = samples * (1 + member[0]) * self.chance.choice([0.1, 0.1, 0.1, 1.0])
+        return Vote(work.unit, done, 10.0, waited=max(0.0, 10.0 - computed), computed=computed)
 
     def follow(self, member: Member, worker: Worker, verdict: Verdict) -> None:
         worker.verdict, worker.work = verdict, None
@@ -291,7 +300,7 @@ class Simulation:
             if work.parts:
                 self.post(me, there, ("push", work.era, work.unit, member[1]))
         worker.work = None
-        self.post(me, "ledger", Vote(work.unit, [Did(1.0, 1.0, 0.1) for _ in work.parts], 0.1))
+        self.post(me, "ledger", self.ballot(member, work))
 
     # --- servers -----------------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ def local_steps(run: spec.Run) -> list[float]:
     every = batches.steps_of(run.sync.every) if run.sync.every else 1
     losses, weights = [], [0.0] * len(replicas)
     for step in range(1, batches.steps + 1):
-        shares = deal(batches.size(step), run.balance.capacity or [1.0] * len(replicas))
+        shares = deal(batches.size(step), run.balance.stated or [1.0] * len(replicas))
         total = 0.0
         for number, (replica, optimizer, share) in enumerate(zip(replicas, inner, shares, strict=True)):
             loss = _loss(run, replica, batches, step, share[0])
