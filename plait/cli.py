@@ -18,6 +18,8 @@ data = typer.Typer(no_args_is_help=True, help="Prepare corpora.")
 app.add_typer(data, name="data")
 alerts = typer.Typer(no_args_is_help=True, help="Who is told when something goes wrong.")
 app.add_typer(alerts, name="alerts")
+storage = typer.Typer(no_args_is_help=True, help="Look after places where data is kept.")
+app.add_typer(storage, name="store")
 verify = typer.Typer(no_args_is_help=True, help="Prove plait's promises on this machine.")
 app.add_typer(verify, name="verify")
 
@@ -149,6 +151,24 @@ def alerts_test(run_file: RunFile, overrides: Overrides = None) -> None:
     run = spec.load(run_file, overrides or ())
     for line in rehearse(run.alerts, Path("runs") / run_file.stem):
         print(line, flush=True)
+
+
+@storage.command("check")
+def check_store(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A place to write: s3://bucket/path, hdfs://host/path, ./folder, ...")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write, read, list and delete at a URL, and show what works there and how fast; exit code 1 or 2 where something does not."""
+    from plait.store.check import check
+    from plait.store.showing import table
+
+    checked = list(check(url))
+    if as_json:
+        print(json.dumps([each.as_dict() for each in checked]))
+    else:
+        table(checked)
+    if failed := [each.trouble for each in checked if each.state == "failed" and each.trouble is not None]:
+        raise failed[0]
 
 
 @verify.command("layouts")

@@ -4,7 +4,10 @@ PlaitError                 1   something went wrong
 ├── UserError              2   a user's mistake: one message says what, where, and what would be right
 │   ├── RunFileError           in a run file or an override
 │   ├── DataError              in a corpus, a tokenizer or a token file
-│   └── CheckpointError        in a run's folder or a checkpoint
+│   ├── CheckpointError        in a run's folder or a checkpoint
+│   └── StorageError           in a URL, its credentials, or what they allow
+│       └── NotStored              nothing of that name is there
+├── StorageFailed          1   a storage system that does not answer, or answers wrongly: worth another try
 ├── WorkerFailed           1   a worker raised or died; the message names its rank
 ├── ProofFailed            3   a check ran, and what it checks does not hold
 └── Interrupted           75   stopped on request, everything saved: run again to resume
@@ -33,6 +36,18 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A run's folder or a checkpoint that does not fit what was asked."""
+
+
+class StorageError(UserError):
+    """A URL that cannot be used: unknown, without its driver, refused, denied; trying again changes nothing."""
+
+
+class NotStored(StorageError):
+    """Nothing of that name is there."""
+
+
+class StorageFailed(PlaitError):
+    """A storage system that does not answer, or answers wrongly; it may do better later."""
 
 
 class WorkerFailed(PlaitError):

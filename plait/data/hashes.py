@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from plait.data import durable
 from plait.errors import DataError
+from plait.store import durable
 
 
 class Hashes:

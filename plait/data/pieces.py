@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from plait import spec
-from plait.data import durable, tokens
+from plait.data import tokens
 from plait.data.tokenizer import Tokenizer
+from plait.store import durable
 
 SMALLEST, LARGEST, CHUNKS = 1 << 19, 1 << 24, 256
 

@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import Literal
 
 from plait import spec
-from plait.data import durable, pieces, sources, tokenizer, tokens, vocabulary
+from plait.data import pieces, sources, tokenizer, tokens, vocabulary
 from plait.data.hashes import Hashes
 from plait.data.sources import Source
 from plait.data.tokens import Prepared
 from plait.data.worker import Workers
 from plait.errors import DataError
+from plait.store import durable
 
 Stage = Literal["reading", "training the tokenizer", "tokenising", "writing"]
 TRAINING_BYTES = 1 << 30  # a tokenizer learns no more from more text than this

@@ -6,13 +6,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plait.spec.places import Place
 from plait.spec.section import Fraction, Positive, Section
 
 
 class Source(Section):
     """One source of a mixture."""
 
-    path: str = Field(description="a path or a glob")
+    path: Place = Field(description="a path or a glob")
     name: str | None = Field(None, description="what it is called; its path when left out")
     weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
     format: Literal["text", "jsonl", "parquet"] | None = Field(None, description="told by the file's name when left out")
@@ -50,10 +51,12 @@ class Splits(Section):
 class Data(Section):
     """What it is computed on."""
 
-    corpus: list[str | Source] = Field(min_length=1, description="paths or globs of text, JSONL or Parquet; a weighted mixture of sources")
+    corpus: list[Place | Source] = Field(
+        min_length=1, description="paths or globs of text, JSONL or Parquet; a weighted mixture of sources"
+    )
     tokenizer: Tokenizer = Field(Tokenizer(train=2048, file=None, pattern=None), description="how text becomes tokens")
     sequence: Positive = Field(128, description="tokens a sequence")
-    prepared: str = Field("runs/prepared", description="the folder where token files are kept, and found again by what they were made of")
+    prepared: Place = Field("runs/prepared", description="the folder where token files are kept, and found again by what they were made of")
     field: str = Field("text", description="where JSONL and Parquet rows keep the text")
     separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")
     split: Splits = Field(Splits(), description="what is held back")

