@@ -45,8 +45,8 @@ def _with_tables(path: Path, tables: str) -> str:
 
 def _settings() -> Iterator[str]:
     schema = spec.schema()
-    for name in schema["properties"]:
-        yield from _section(name, _definition(schema, schema["properties"][name]), schema)
+    for name, section in schema["properties"].items():
+        yield from _section(name, next(_tables_in(section, schema)), schema)
 
 
 def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> Iterator[str]:
@@ -66,11 +66,12 @@ def _section(path: str, section: dict[str, Any], schema: dict[str, Any]) -> Iter
 
 
 def _tables_in(setting: dict[str, Any], schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for part in [setting, *setting.get("anyOf", [])]:
-        part = part.get("items", part)
-        for piece in [part, *part.get("anyOf", [])]:
-            if "properties" in (found := _definition(schema, piece)):
-                yield found
+    """The tables that a setting may be, or be a list of."""
+    part = setting.get("items", setting)
+    for branch in part.get("anyOf", []):
+        yield from _tables_in(branch, schema)
+    if "properties" in (found := _definition(schema, part)):
+        yield found
 
 
 def _definition(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:

@@ -95,6 +95,17 @@ def generate(
 
 
 @app.command()
+def merge(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder of the merged model.")],
+) -> None:
+    """Merge adapters into the model that they were trained for."""
+    from plait.tasks.merge import merge as merge_adapters
+
+    print(merge_adapters(folder, out))
+
+
+@app.command()
 def status(
     folder: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -40,6 +40,7 @@ from plait.sync.pushpull import PushPull
 from plait.sync.reduce import Reducer
 from plait.sync.server import Server
 from plait.sync.strategy import PeerLost, Rate, Sync
+from plait.train.base import base_of
 from plait.train.duties import Duties, resume
 from plait.train.folder import read_about
 from plait.train.loop import Loader, train
@@ -85,7 +86,7 @@ class Worker:
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)
         self._mesh = self._join_mesh()
-        self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh)
+        self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh, base_of(run))
         self._peers = self._peers_of(self._replica)
         self._sync = self._agree()
         if config.resume:
@@ -116,7 +117,7 @@ class Worker:
     def _peers_of(self, replica: Replica) -> Peers:
         """The same rank of all replicas, for phases that have them talk to each other."""
         number, rank = self._config.member
-        rests = next(iter(replica.parameters.values())).device  # gradients too; on the host where they are offloaded
+        rests = replica.assembly.leaves[0].parameter.device  # gradients too; on the host where they are offloaded
 
         def make(place: int, size: int, generation: int) -> ProcessGroup:
             store = _open_store(self._config.store, f"generation-{generation}-{rank}")

@@ -48,8 +48,11 @@ class Noise:
 class Dropout(nn.Module):
     """Zeroes a share `rate` of the elements and scales the rest by 1 / (1 - rate). Without noise it is the identity.
 
-    path: the module's, unique in the model: two modules of one path would drop alike.
+    path: the module's, unique in the model: two modules of one path would drop alike. spread: columns are cut over the ranks that share
+    heads, where some do.
     """
+
+    spread = False
 
     def __init__(self, rate: float, path: str) -> None:
         super().__init__()
@@ -63,7 +66,8 @@ class Dropout(nn.Module):
         if noise is None or self.rate == 0.0:
             return x
         rows_R = noise.rows(x.shape, x.device)
-        columns_C = torch.arange(x.shape[-1], dtype=torch.int32, device=x.device)
+        first = noise.cut.head_share[0] * x.shape[-1] if self.spread and noise.cut is not None else 0
+        columns_C = torch.arange(first, first + x.shape[-1], dtype=torch.int32, device=x.device)
         keep = self.keep(noise, rows_R, columns_C).view(x.shape)
         # Scaled before it is masked: a scale in bf16 would itself be rounded, by 0.2 % for a rate of 0.1.
         return (x * (1.0 / (1.0 - self.rate))) * keep.to(x.dtype)

@@ -30,6 +30,7 @@ from plait.ledger import journal
 from plait.model.build import build
 from plait.tasks.pretrain import prepare, train
 from plait.train import manifest
+from plait.train.base import settle
 from plait.train.checkpoint import load
 from plait.watch.listener import Listener
 
@@ -92,6 +93,7 @@ def verify_layouts(
     layouts: settings of [layout] each; when left out, every axis alone and products that the model fits.
     Raises UserError: a layout that is given and does not fit.
     """
+    run = settle(run)
     chosen, left_out = _chosen(run, layouts)
     proven = for_proof(run, steps)
     with tempfile.TemporaryDirectory(prefix="plait-proof-") as folder, ExitStack() as stack:

@@ -13,9 +13,9 @@ each mesh axis its gradient is one of three:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.nn import Parameter
 
 from plait import spec
 from plait.errors import RunFileError
+from plait.model import lora
 from plait.model.build import skeleton
 from plait.model.init import InitialTable, initial_rows
 from plait.model.sharding import Placement, ShardingTable, placement
@@ -30,6 +31,7 @@ from plait.replica import collectives, context, expert, tensor
 from plait.replica import device as devices
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.part import Part, chunk_span
+from plait.replica.placed import placed as as_placed
 
 if TYPE_CHECKING:
     from plait.replica.shard import Shards
@@ -53,13 +55,17 @@ class Leaf:
     holder: Parameter | None = None
     alike: tuple[str, ...] = ()
 
+    @property
+    def trained(self) -> bool:
+        return self.parameter.requires_grad
+
 
 @dataclass(frozen=True)
 class Assembly:
     """module: this rank's. stages: what it consists of, where layers are spread over a pipeline; elsewhere: what of the model's
     state other stages hold. sequence_parallel: tensor ranks cut the
     residual stream by positions. first_entry: of the vocabulary in this rank's logits, where the tensor axis spreads them; None where
-    they are whole."""
+    they are whole. left_out: paths that checkpoints leave to the base, which has them."""
 
     module: nn.Module
     leaves: list[Leaf]
@@ -70,11 +76,23 @@ class Assembly:
     first_entry: int | None = None
     stages: Sequence[nn.Module] = ()
     elsewhere: frozenset[str] = frozenset()
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def trained(self) -> list[Leaf]:
+        return [leaf for leaf in self.leaves if leaf.trained]
 
 
-def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE) -> Assembly:
+class Base(Protocol):
+    """A model to go on from."""
+
+    def fill(self, state: dict[str, Any], elsewhere: Collection[str]) -> None:
+        """Give the tensors of a state, "model.<path>", its values, in place; elsewhere: paths that other ranks hold."""
+
+
+def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE, base: Base | None = None) -> Assembly:
     """Build what a rank of the mesh computes with. Raises RunFileError."""
-    module = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed)
+    module = _planned(run, vocabulary)
     whole = kept_paths(module)
     stages = _stages(module, run, vocabulary, mesh)
     module = module if stages is None else stages.module
@@ -96,10 +114,14 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
             leaves.append(Leaf(path, parameter, parts[path], partial, counted, alike=alike))
         else:
             leaves.append(Leaf(path, held.parameter, held.part, partial, counted, held.holder, alike))
-    _fill(leaves, values)
     first_entry = chunk_span(vocabulary, *mesh.of("tensor"))[0] if spread else None
     called, elsewhere = ((), whole - whole) if stages is None else (stages.modules, whole - kept_paths(module))
-    return Assembly(module, leaves, mesh, vocabulary, shards, sequence_parallel, first_entry, called, elsewhere)
+    left_out = frozenset(leaf.path for leaf in leaves if run.adapted and not leaf.trained)
+    assembly = Assembly(module, leaves, mesh, vocabulary, shards, sequence_parallel, first_entry, called, elsewhere, left_out)
+    if not assembly.trained:
+        raise RunFileError(f"layout: what a rank holds at {mesh.place} is frozen as a whole; use a layout without such ranks")
+    _fill(assembly, values, base)
+    return assembly
 
 
 def kept_paths(module: nn.Module) -> frozenset[str]:
@@ -109,21 +131,36 @@ def kept_paths(module: nn.Module) -> frozenset[str]:
     return frozenset(module.state_dict()) - tied
 
 
-def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int) -> None:
+def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int, base: Base | None) -> None:
     """Give every leaf and every kept buffer its initial value again."""
-    fresh = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed)
-    _fill(assembly.leaves, _values(fresh, run.train.seed))
+    fresh = _planned(run, vocabulary)
     kept = kept_paths(assembly.module)
     initial = dict(fresh.named_buffers())
     for path, buffer in assembly.module.named_buffers():
         if path in kept:
             buffer.copy_(initial[path])
+    _fill(assembly, _values(fresh, run.train.seed), base)
+
+
+def _planned(run: spec.Run, vocabulary: int) -> nn.Module:
+    """The whole model before it is cut, and before it has values."""
+    return lora.prepare(skeleton(run.model, vocabulary, run.data.sequence, run.train.seed), run.finetune, run.train.seed)
 
 
 @torch.no_grad()
-def _fill(leaves: list[Leaf], values: Values) -> None:
-    for leaf in leaves:
+def _fill(assembly: Assembly, values: Values, base: Base | None) -> None:
+    """Initial values, and those of the base for all but adapters."""
+    begun = [leaf for leaf in assembly.leaves if base is None or ".lora." in leaf.path]
+    for leaf in begun:
         leaf.parameter.copy_(values(leaf.path, leaf.part))
+    if base is not None:
+        new = {leaf.path for leaf in begun}
+        state: dict[str, Any] = {
+            f"model.{leaf.path}": as_placed(leaf.parameter, leaf.part) for leaf in assembly.leaves if leaf.path not in new
+        }
+        buffers, kept = dict(assembly.module.named_buffers()), kept_paths(assembly.module)
+        state |= {f"model.{path}": buffer for path, buffer in buffers.items() if path in kept}
+        base.fill(state, assembly.elsewhere)
 
 
 def _placements(module: nn.Module) -> dict[str, Placement]:

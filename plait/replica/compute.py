@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plait import spec
 from plait.data.batches import MicroBatch
@@ -20,6 +20,7 @@ from plait.model.noise import Noise
 from plait.replica import context, tensor
 from plait.replica import device as devices
 from plait.replica.assemble import Assembly, kept_paths
+from plait.replica.placed import placed
 
 if TYPE_CHECKING:
     from plait.replica.pipeline import Pipeline
@@ -172,7 +173,10 @@ def _pipeline(run: spec.Run, assembly: Assembly, device: torch.device) -> Pipeli
     return Pipeline(assembly.stages, run.layout, assembly.mesh, device, partial(devices.autocast, device, run.train.precision))
 
 
-def model_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and kept buffers, "model.<path>", the live tensors."""
-    state = module.state_dict()
-    return {f"model.{path}": state[path] for path in sorted(kept_paths(module))}
+def model_state(assembly: Assembly) -> dict[str, Any]:
+    """What a checkpoint keeps of the model: parameters and buffers, "model.<path>", the live tensors; Placed ones where this rank holds a
+    part."""
+    state = assembly.module.state_dict()
+    kept = {f"model.{path}": state[path] for path in sorted(kept_paths(assembly.module) - assembly.left_out)}
+    leaves = (leaf for leaf in assembly.leaves if leaf.path not in assembly.left_out)
+    return kept | {f"model.{leaf.path}": placed(leaf.parameter, leaf.part) for leaf in leaves}

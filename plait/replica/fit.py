@@ -42,7 +42,7 @@ def _least(number: int, replica: Replica) -> int:
 def saved_bytes(replica: Replica, micro_batch: MicroBatch) -> int:
     """Bytes that autograd keeps between forward and backward of a micro-batch, each storage counted once, parameters left out."""
     kept: dict[int, int] = {}
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in replica.parameters.values()}
+    parameters = {leaf.parameter.untyped_storage().data_ptr() for leaf in replica.assembly.leaves}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

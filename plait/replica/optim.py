@@ -14,7 +14,7 @@ Which parameter gets what:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,17 +31,22 @@ _FUSED = ("cpu", "cuda")  # torch has fused kernels elsewhere too; these two are
 
 
 def build_optimizer(
-    settings: spec.Optimizer, named_parameters: Named, device: torch.device | str, joint: Joint | None = None
+    settings: spec.Optimizer,
+    named_parameters: Named,
+    device: torch.device | str,
+    joint: Joint | None = None,
+    factor: Callable[[str], float] = lambda path: 1.0,
 ) -> torch.optim.Optimizer:
-    """The optimizer of a run file over (path, parameter) pairs. joint: where ranks hold parts of the parameters.
+    """The optimizer of a run file over (path, parameter) pairs. joint: where ranks hold parts of the parameters. factor: of the learning
+    rate, by path.
 
     Raises RunFileError where your own cannot be built.
     """
     named = list(named_parameters)
     fused = _fusible(named, torch.device(device))
     if settings.name == "muon":
-        return _muon(settings, named, fused, joint)
-    groups = _by_decay(named, settings.weight_decay)
+        return _muon(settings, named, fused, joint, factor)
+    groups = _by_rate(_by_decay(named, settings.weight_decay), factor)
     if ":" in settings.name:
         return _own(settings, groups)
     optimizer: torch.optim.Optimizer
@@ -56,9 +61,9 @@ def build_optimizer(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate `lr`."""
+    """Give every group the learning rate `lr`, times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate_factor", 1.0)
 
 
 def clip_factor(most: float | None, grad_norm: float) -> float:
@@ -129,14 +134,31 @@ def _by_decay(named: list[tuple[str, Parameter]], weight_decay: float) -> list[d
     return [group for group in groups if group["params"]]
 
 
-def _muon(settings: spec.Optimizer, named: list[tuple[str, Parameter]], fused: bool, joint: Joint | None) -> Muon:
+def _by_rate(groups: list[dict[str, Any]], factor: Callable[[str], float]) -> list[dict[str, Any]]:
+    """Each group again cut by the factor of its parameters' learning rate, which it is told as `rate_factor` where there are several."""
+    cut = []
+    for group in groups:
+        factors = {path: factor(path) for path, _ in group["params"]}
+        for each in dict.fromkeys(factors.values()):
+            params = [(path, parameter) for path, parameter in group["params"] if factors[path] == each]
+            cut.append({**group, "params": params} | ({} if each == 1.0 else {"rate_factor": each}))
+    return cut
+
+
+def _muon(
+    settings: spec.Optimizer,
+    named: list[tuple[str, Parameter]],
+    fused: bool,
+    joint: Joint | None,
+    factor: Callable[[str], float],
+) -> Muon:
     inside = [(path, parameter) for path, parameter in named if _orthogonal(path, parameter)]
     outside = [(path, parameter) for path, parameter in named if not _orthogonal(path, parameter)]
     if not inside:
         raise RunFileError('train.optimizer.name: "muon" needs matrices inside the model\'s `blocks`, and there are none; use "adamw"')
     matrices = {"params": inside, "weight_decay": settings.weight_decay, "orthogonal": True}
     return Muon(
-        [matrices, *_by_decay(outside, settings.weight_decay)],
+        _by_rate([matrices, *_by_decay(outside, settings.weight_decay)], factor),
         lr=settings.lr,
         momentum=0.95 if settings.momentum is None else settings.momentum,
         nesterov=settings.nesterov is not False,

@@ -18,7 +18,7 @@ from plait.events import Load
 from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
 from plait.replica import expert
-from plait.replica.assemble import Assembly, assemble, start_afresh
+from plait.replica.assemble import Assembly, Base, assemble, start_afresh
 from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
 from plait.replica.mesh import ALONE, Mesh
@@ -28,23 +28,23 @@ from plait.replica.placed import local_values, placed
 
 
 class Replica:
-    """One rank of a replica: trains its part of one copy of the model."""
+    """One rank of a replica: trains its part of one copy of the model. parameters, parts: of what is trained, by path."""
 
-    def __init__(self, run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE) -> None:
+    def __init__(self, run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE, base: Base | None = None) -> None:
         self.device = device
         self.mesh = mesh
-        self.assembly = assemble(run, vocabulary, device, mesh)
+        self.assembly = assemble(run, vocabulary, device, mesh, base)
         self._shards = self.assembly.shards
         self.compute = Compute(run, self.assembly, device)
-        self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.leaves}
-        self.parts = {leaf.path: leaf.part for leaf in self.assembly.leaves}
-        self.gradients = Gradients(self.assembly.leaves, run.sync.bucket_bytes, mesh)
+        self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.trained}
+        self.parts = {leaf.path: leaf.part for leaf in self.assembly.trained}
+        self.gradients = Gradients(self.assembly.trained, run.sync.bucket_bytes, mesh)
         joint = _joint(self.assembly) if run.train.optimizer.name == "muon" else None
-        self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device, joint)
+        self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device, joint, run.rate_factor)
         self.publish()
         if run.train.compile:
             compile_blocks(self.compute.module)
-        self._built_from = run, vocabulary
+        self._built_from = run, vocabulary, base
         self._clip = run.train.clip
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._divisor = 1
@@ -128,9 +128,8 @@ class Replica:
     def state(self) -> dict[str, Any]:
         """Parameters, kept buffers and optimizer state: "model.<path>" and "optimizer.<path>.<name>", the live tensors themselves, or
         Placed ones where this rank holds a part."""
-        state = model_state(self.compute.module)
-        for leaf in self.assembly.leaves:
-            state[f"model.{leaf.path}"] = placed(leaf.parameter, leaf.part)
+        state = model_state(self.assembly)
+        for leaf in self.assembly.trained:
             values = optimizer_state(self.optimizer, [(leaf.path, leaf.parameter)])
             state |= {f"optimizer.{path}": placed(value, leaf.part) for path, value in values.items()}
         return state
@@ -163,4 +162,4 @@ class Replica:
 def _joint(assembly: Assembly) -> Joint | None:
     """For an optimizer that needs whole matrices: the axes that cut them."""
     groups = [group for axis in ("shard", "tensor") if (group := assembly.mesh.group(axis)) is not None]
-    return Joint({leaf.parameter: leaf.part for leaf in assembly.leaves}, groups) if groups else None
+    return Joint({leaf.parameter: leaf.part for leaf in assembly.trained}, groups) if groups else None

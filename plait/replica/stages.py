@@ -116,7 +116,7 @@ class Stage:
                 x = model.enter(inputs.tokens_BL, around)
             for block in model.blocks:
                 x = model.through(block, x, around)
-            return self.unit.finished(model.leave(x), inputs) if self.is_last else self.unit.checked(x)
+            return self.unit.finished(model.leave(x), inputs) if self.is_last else _learned(self.unit.checked(x))
 
 
 @dataclass
@@ -142,6 +142,11 @@ class Unit:
                 f"{list(self.like[0])}; what blocks return must have the shape and the dtype of what `enter` returns"
             )
         return x
+
+
+def _learned(x: Tensor) -> Tensor:
+    """What leaves a stage takes a gradient even where all that made it is frozen: the next stage sends one in any case."""
+    return x if x.requires_grad or not torch.is_grad_enabled() else x.requires_grad_()
 
 
 def _check(model: nn.Module, layout: spec.Layout) -> None:

@@ -8,6 +8,7 @@ from plait.spec.cluster import Cluster, Device
 from plait.spec.data import Data, Source, Splits, Tokenizer
 from plait.spec.duration import Duration
 from plait.spec.elastic import Balance
+from plait.spec.finetune import Finetune, Lora, some_paths
 from plait.spec.fitting import place_of, stages_of
 from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
@@ -31,8 +32,10 @@ __all__ = [
     "Data",
     "Device",
     "Duration",
+    "Finetune",
     "Layout",
     "Link",
+    "Lora",
     "Mixture",
     "Model",
     "Optimizer",
@@ -55,5 +58,6 @@ __all__ = [
     "place_of",
     "schema",
     "shapes_curve",
+    "some_paths",
     "stages_of",
 ]

@@ -42,7 +42,7 @@ def parse(table: Mapping[str, Any], origin: str = "run") -> Run:
         run = Run.model_validate(dict(table))
     except pydantic.ValidationError as error:
         raise RunFileError("\n".join(_explain(origin, detail) for detail in _telling(error))) from None
-    if wrong := misfit(run.layout, run.model, run.data.sequence):
+    if run.settled and (wrong := misfit(run.layout, run.model, run.data.sequence)):
         raise RunFileError(f"{origin}: {wrong}")
     return run
 

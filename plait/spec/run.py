@@ -10,6 +10,7 @@ from pydantic import model_validator
 from plait.spec.cluster import Cluster
 from plait.spec.data import Data
 from plait.spec.elastic import Balance, Elastic
+from plait.spec.finetune import Finetune
 from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
 from plait.spec.model import Model
@@ -25,6 +26,7 @@ class Run(Section):
     model: Model = Model()
     data: Data
     train: Train
+    finetune: Finetune | None = None
     layout: Layout = Layout()
     sync: Sync = Sync()
     balance: Balance = Balance()
@@ -120,9 +122,27 @@ class Run(Section):
         """Replicas that the run grows to."""
         return self.elastic.replicas[1] if self.elastic.replicas else self.layout.replicas
 
+    @property
+    def settled(self) -> bool:
+        """Whether all is known: the model of a run that goes on from another is known when that one has been looked at."""
+        return self.finetune is None or self.finetune.checksum is not None
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are trained, and the rest of the model stands in the base alone."""
+        return self.finetune is not None and self.finetune.lora is not None
+
+    def rate_factor(self, path: str) -> float:
+        """What the learning rate is multiplied by for the parameter of this path."""
+        return 1.0 if self.finetune is None else self.finetune.rate(path, self.model.layers)
+
     def resolved(self) -> dict[str, Any]:
-        """Every setting with its value, as plain data that TOML and JSON can hold; unset ones are left out."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """Every setting with its value, as plain data that TOML and JSON can hold; unset ones are left out. So is what a base will tell."""
+        table = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if not self.settled:
+            table["model"] = {name: table["model"][name] for name in table["model"] if name in self.model.model_fields_set}
+            table["data"] = {name: table["data"][name] for name in table["data"] if name in self.data.model_fields_set | _OWN_DATA}
+        return table
 
     def identity(self) -> dict[str, Any]:
         """The settings that shape the curve, dotted: a run resumes only where these are equal.
@@ -137,6 +157,7 @@ _FREE = {
     "model.recompute_layers",
     "data.prepared",
     "data.workers",
+    "finetune.from",
     "train.micro_batch",
     "train.evaluate_every",
     "train.evaluate_sequences",
@@ -149,9 +170,13 @@ _FREE = {
 }
 
 
+_OWN_DATA = set(Data.model_fields) - {"tokenizer", "sequence"}
+"""Settings of [data] that no base tells."""
+
+
 def shapes_curve(setting: str) -> bool:
     """Whether a run resumes only with the same value of a dotted setting."""
-    return setting.startswith(("model.", "data.", "train.", "sync.")) and setting not in _FREE
+    return setting.startswith(("model.", "data.", "train.", "finetune.", "sync.")) and setting not in _FREE
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Server:
             self._listener.send(peer, *self._owed.pop(member))
 
     def _fill(self, head: dict[str, Any], message: Message) -> None:
-        self._slices[int(head["rank"])] = Slice(self._run.train.optimizer, head, message.tensors)
+        self._slices[int(head["rank"])] = Slice(self._run, head, message.tensors)
         message.release()
         if self._filled:
             self._ledger.tell(Filled(self._era))
@@ -248,13 +248,13 @@ class _Bucket:
 class Slice:
     """What one rank of every replica holds of this server's buckets."""
 
-    def __init__(self, optimizer: spec.Optimizer, head: dict[str, Any], tensors: Sequence[Tensor]) -> None:
+    def __init__(self, run: spec.Run, head: dict[str, Any], tensors: Sequence[Tensor]) -> None:
         described = head["buckets"]
         self._buckets = [_bucket(each, values) for each, values in zip(described, tensors, strict=False)]
         self._named = [named for bucket in self._buckets for named in bucket.named]
         self._optimizer: torch.optim.Optimizer | None = None
         if self._named:  # there may be more servers than buckets
-            self._optimizer = build_optimizer(optimizer, self._named, "cpu")
+            self._optimizer = build_optimizer(run.train.optimizer, self._named, "cpu", factor=run.rate_factor)
             create_state(self._optimizer)
             restore_state(self._optimizer, self._named, unpack_state(head["state"], tensors[len(described) :]))
 

@@ -28,6 +28,7 @@ from plait.ledger.plan import Plan
 from plait.ledger.state import Ledger
 from plait.plan import auto, counts
 from plait.train import manifest
+from plait.train.base import settle
 from plait.train.folder import Folder
 from plait.watch.disk import DiskWatch
 from plait.watch.listener import Listener, build_listeners, check_alerts
@@ -52,6 +53,7 @@ class Result:
 
 def prepare(run: spec.Run, listener: Callable[[Progress], None] | None = None) -> Prepared:
     """Token files for the run's corpus: found by fingerprint, or made. Raises DataError."""
+    run = run if run.settled else settle(run)
     prepared = prepare_data(run.data, listener=listener) if listener else prepare_data(run.data)
     for split in _splits(run):
         prepared.split(split, run.data.sequence)
@@ -81,6 +83,7 @@ def train(
             'cluster.launcher = "environment", but no launcher started this process; use torchrun, srun or mpirun, or "local"'
         )
     check_alerts(run.alerts)
+    run = settle(run, Path(out))
     prepared = prepare(run, preparing)
     run = _laid_out(run, prepared, None, quiet)
     with Folder(Path(out)) as folder, ExitStack() as stack:
@@ -115,6 +118,7 @@ def _train_under(
     outcome = 1
     try:
         check_alerts(run.alerts)
+        run = settle(run, out)
         prepared = prepare(run, preparing)
         run = _laid_out(run, prepared, world)
         with Folder(out) as folder:
@@ -287,8 +291,8 @@ def _soundest(folder: Path) -> Path | None:
 
 
 def _checkpoint_bytes(run: spec.Run, prepared: Prepared) -> int:
-    """What a checkpoint takes; 0 where that is not known, of a model of your own."""
-    if ":" in run.model.family:
+    """What a checkpoint takes; 0 where that is not known, of a model of your own, and of adapters, which are little."""
+    if ":" in run.model.family or run.adapted:
         return 0
     values = counts.parameters(run.model, prepared.vocabulary, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
     return values * (8 if run.train.precision == "fp64" else 4)

@@ -100,6 +100,14 @@ def read_run(folder: Path) -> spec.Run:
     return spec.load(folder / "run.toml")
 
 
+def tokenizer_file(folder: Path) -> Path:
+    """The tokenizer that a run's folder keeps. Raises CheckpointError."""
+    found = sorted(folder.glob("tokenizer.*"))
+    if not found:
+        raise CheckpointError(f"{folder}: the tokenizer is missing; run plait train on it once more")
+    return found[0]
+
+
 def _refuse_other(path: Path, kept: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [key for key in sorted({*kept, *wanted}) if kept.get(key) != wanted.get(key)]
     if differing:
