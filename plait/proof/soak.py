@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import statistics
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
@@ -103,6 +104,7 @@ class Reaper:
         self._pids: dict[Member, int] = {}
         self._idle: Counter[int] = Counter()
         self._steps = APART
+        self._paces: deque[float] = deque(maxlen=9)
         self._timer: threading.Timer | None = None
         self._lock = threading.Lock()
         self.killed: Counter[str] = Counter()
@@ -116,7 +118,8 @@ class Reaper:
                     self._forget(event.replica, event.rank)
                 case events.Step():
                     self._idle -= Counter({int(replica): TRIES for replica in event.shares})
-                    self._count(event.seconds)
+                    self._paces.append(event.seconds)
+                    self._count()
 
     def close(self) -> None:
         with self._lock:
@@ -130,10 +133,12 @@ class Reaper:
             del self._pids[member]
         self._idle[replica] += replica != SERVING
 
-    def _count(self, seconds: float) -> None:
+    def _count(self) -> None:
+        """Towards the next strike, which falls within the next two steps or so. The step just told of may have been a long one: it was
+        done again, or somebody joined in it."""
         self._steps -= 1
         if not self._steps and self.killed.total() < self._kills:
-            self._timer = threading.Timer(self._random.uniform(0, 2 * seconds), self._strike)
+            self._timer = threading.Timer(self._random.uniform(0, 2 * statistics.median(self._paces)), self._strike)
             self._timer.daemon = True
             self._timer.start()
 
