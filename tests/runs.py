@@ -7,8 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from plait import events, spec
 from plait.ledger import journal
+
+
+def slow(*values: Any) -> Any:
+    """A case of a parametrised test that `make test-all` alone runs: one that others like it stand for."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
 
 WORDS = [
     "the",

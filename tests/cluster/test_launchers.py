@@ -64,6 +64,7 @@ def test_torchrun_draws_the_same_curve(run: spec.Run, run_file: Path, tmp_path: 
     assert grad_norm <= 1e-7
 
 
+@pytest.mark.slow
 def test_under_torchrun_processes_are_ranks_of_a_spread_replica(run: spec.Run, run_file: Path, tmp_path: Path, nursery: Nursery) -> None:
     process = start([*TORCHRUN, "train", str(run_file), "layout.replicas=1", "layout.tensor=2", "--out", str(tmp_path / "torchrun")])
     output, _ = process.communicate(timeout=120)
@@ -75,6 +76,7 @@ def test_under_torchrun_processes_are_ranks_of_a_spread_replica(run: spec.Run, r
     assert grad_norm <= 1e-7
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_last_process_is_a_parameter_server(run: spec.Run, run_file: Path, tmp_path: Path, nursery: Nursery) -> None:
     process = start([*TORCHRUN, "train", str(run_file), "layout.replicas=1", "sync.strategy=server", "--out", str(tmp_path / "torchrun")])
     output, _ = process.communicate(timeout=120)
@@ -110,6 +112,7 @@ def start_both(run_file: Path, out: Path, *overrides: str) -> list[subprocess.Po
     ]
 
 
+@pytest.mark.slow
 def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: Path, tmp_path: Path) -> None:
     processes = start_both(run_file, tmp_path / "out")
     outputs = [process.communicate(timeout=120)[0] for process in processes]
@@ -118,6 +121,7 @@ def test_processes_that_mpirun_would_start_find_each_other_by_a_file(run_file: P
     assert sum("finished after step 6" in output for output in outputs) == 1  # rank 0 alone writes the log
 
 
+@pytest.mark.slow
 def test_a_failing_rank_is_shown_once_and_ends_all(run_file: Path, tmp_path: Path) -> None:
     processes = start_both(run_file, tmp_path / "out", "balance.capacity=[0.0, 1.0]", "train.loss=tests.wrong:failing")
     outputs = [process.communicate(timeout=120)[0] for process in processes]

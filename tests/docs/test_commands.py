@@ -16,9 +16,12 @@ from plait import cli, spec
 from plait.proof import faults
 from tests.docs.conftest import SMOKE
 from tests.docs.pages import PAGES, ROOT, Shown, name, shown
+from tests.runs import slow
 
 OTHER_PROGRAMS = {"git", "cd", "kill", "tail", "tensorboard", "pip", "python", "jq", "cat", "ls", "pytest", "ruff", "mypy"}
 LAUNCHERS = {"torchrun", "mpirun", "srun"}
+LONG = {"compare", "layouts", "elastic"}
+"""Pages whose commands train many times over, smoke-sized as they are."""
 Plait = Callable[[list[str]], SimpleNamespace]
 
 
@@ -39,7 +42,7 @@ def plait(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.usefixtures("examples", "smoke")
-@pytest.mark.parametrize("page", [page for page in PAGES if shown(page)], ids=name)
+@pytest.mark.parametrize("page", [slow(page) if page.stem in LONG else page for page in PAGES if shown(page)], ids=name)
 def test_commands(page: Path, plait: Plait) -> None:
     for example in shown(page):
         words = words_of(example.command)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.runs import slow
+
 CODE = """
 import sys, torch
 from plait import spec
@@ -22,6 +24,6 @@ sys.exit("torch._dynamo" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "muon"])
+@pytest.mark.parametrize("name", ["adamw", slow("adam"), slow("sgd"), "muon"])
 def test_a_step_does_not_import_the_compiler(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", CODE, name], check=False).returncode == 0

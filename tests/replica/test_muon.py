@@ -16,6 +16,7 @@ from plait.replica.mesh import Mesh, leave_mesh, make_mesh
 from plait.replica.muon import Joint, Muon
 from plait.replica.part import Part, chunk_span, stacked_spans
 from plait.testing.processes import run_distributed
+from tests.runs import slow
 
 STACKED, ROW, WHOLE, FLAT, SHORT = (12, 5), (6, 8), (7, 4), (4, 12), (3, 8)
 
@@ -54,7 +55,7 @@ def steps(rank: int, size: int, group: ProcessGroup, place: str, shard: int, ten
     return [max(float(one.max()) for one in differences if one.numel()), sum(not one.numel() for one in differences)]
 
 
-@pytest.mark.parametrize(("shard", "tensor"), [(2, 1), (1, 2), (4, 1), (2, 2)])
+@pytest.mark.parametrize(("shard", "tensor"), [slow(2, 1), slow(1, 2), (4, 1), (2, 2)])
 @pytest.mark.parametrize("bytes_at_once", [2**26, 1])
 def test_parts_take_the_steps_of_the_whole(tmp_path: Path, shard: int, tensor: int, bytes_at_once: int) -> None:
     arguments: dict[str, Any] = {"place": str(tmp_path), "shard": shard, "tensor": tensor, "bytes_at_once": bytes_at_once}

@@ -25,6 +25,7 @@ from plait.replica.pipeline import Pipeline, count_taken
 from plait.replica.stages import cut
 from plait.testing.processes import ProcessesFailed, run_distributed
 from tests.replica.test_stages import Own
+from tests.runs import slow
 
 SEED, VOCABULARY, SEQUENCE, DIVISOR = 3, 40, 12, 100
 CPU = torch.device("cpu")
@@ -166,7 +167,7 @@ UNEQUAL = [[2, 2, 2, 2], [2, 2, 1], [1], [], [2, 2, 2, 2, 1]]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("model", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("model", [LLAMA, slow(GPT2)], ids=["llama", "gpt2"])
 def test_unequal_and_empty_shares_have_the_gradients_of_one_process(tmp_path: Path, schedule: str, model: dict[str, Any]) -> None:
     results = trained(tmp_path, {"pipeline": 2, "schedule": schedule}, model, UNEQUAL, documents=model is GPT2)
     assert_one_curve(results)
@@ -188,13 +189,13 @@ def test_longer_pipelines(tmp_path: Path, layout: dict[str, Any], model: dict[st
     assert_one_curve(trained(tmp_path, layout, model, [[2] * 9, [2, 1], [2] * 4]))
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble"])
+@pytest.mark.parametrize("schedule", ["1f1b", slow("zero_bubble")])
 def test_a_model_of_ones_own(tmp_path: Path, schedule: str) -> None:
     own = {"family": "tests.replica.test_stages:Own", "width": 16, "heads": 4}
     assert_one_curve(trained(tmp_path, {"pipeline": 2, "schedule": schedule}, own, [[2, 2, 1], [2, 2]]))
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])
+@pytest.mark.parametrize("schedule", [slow("1f1b"), "interleaved"])
 def test_blocks_are_computed_again_with_the_same_dropout(tmp_path: Path, schedule: str) -> None:
     again = {**LLAMA, "recompute": "full"}
     assert_one_curve(trained(tmp_path, {"pipeline": 2, "schedule": schedule}, again, [[2, 2, 2], [2, 2]]))

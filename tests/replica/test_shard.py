@@ -24,6 +24,7 @@ from plait.replica.optim import build_optimizer
 from plait.replica.part import Part
 from plait.replica.shard import FullyShard, OptimizerShards, Parts, Shards, hold_gradient
 from plait.testing.processes import run_distributed
+from tests.runs import slow
 
 VOCABULARY, LENGTH, STEPS, MICRO_BATCHES, TOKENS = 29, 5, 4, 2, 64.0
 LLAMA = {"family": "llama", "layers": 2, "width": 8, "heads": 2, "recompute": "full"}
@@ -152,7 +153,7 @@ def training(rank: int, size: int, group: ProcessGroup, place: str, zero: int, m
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize(("size", "model", "optimizer"), [(2, LLAMA, ADAMW), (3, GPT2, SGD), (4, GPT2, ADAMW)], ids=["2", "3", "4"])
+@pytest.mark.parametrize(("size", "model", "optimizer"), [(2, LLAMA, ADAMW), slow(3, GPT2, SGD), slow(4, GPT2, ADAMW)], ids=["2", "3", "4"])
 def test_gradients_and_steps_are_those_of_one_process(
     tmp_path: Path, zero: int, size: int, model: dict[str, Any], optimizer: dict[str, Any]
 ) -> None:

@@ -20,6 +20,7 @@ from plait.replica.mesh import make_mesh
 from plait.replica.replica import Replica
 from plait.sync.group import local_store
 from plait.testing.processes import ProcessesFailed, run_distributed
+from tests.runs import slow
 
 VOCABULARY, LENGTH, BATCH = 41, 12, 4
 
@@ -88,7 +89,7 @@ GPT2, LLAMA = {"family": "gpt2"}, {"family": "llama", "kv_heads": 2}
 
 @pytest.mark.parametrize(
     ("model", "ranks", "documents"),
-    [(GPT2, 2, True), (LLAMA, 2, False), ({**GPT2, "recompute": "full"}, 4, False), ({**LLAMA, "tied": True}, 2, True)],
+    [(GPT2, 2, True), (LLAMA, 2, False), slow({**GPT2, "recompute": "full"}, 4, False), ({**LLAMA, "tied": True}, 2, True)],
     ids=["gpt2", "llama", "gpt2-recomputed-4", "llama-tied"],
 )
 def test_loss_norm_and_step_are_those_of_one_process(model: dict[str, Any], ranks: int, documents: bool) -> None:

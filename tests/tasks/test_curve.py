@@ -12,7 +12,7 @@ from plait import events
 from plait.cluster.nursery import Nursery
 from plait.tasks.pretrain import train
 from plait.testing.failures import CutOff, CutOffAt
-from tests.runs import bf16_floor, differences, history_of, steps_of, tiny
+from tests.runs import bf16_floor, differences, history_of, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 40
@@ -79,7 +79,7 @@ def test_gpt2_with_masked_documents_and_growing_batches_draws_one_curve(curve: T
     assert_one_curve(curve("alone", **family, **batch), curve("two", layout__replicas=2, **family, **batch))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("optimizer", [slow("sgd"), "muon"])
 def test_other_optimizers_draw_one_curve(curve: Train, optimizer: str) -> None:
     assert_one_curve(curve("alone", train__optimizer__name=optimizer), curve("two", layout__replicas=2, train__optimizer__name=optimizer))
 

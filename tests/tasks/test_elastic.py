@@ -19,7 +19,7 @@ from plait.proof.coverage import verify_run
 from plait.tasks.pretrain import train
 from plait.testing.failures import SignalAt
 from plait.train import manifest
-from tests.runs import differences, history_of, steps_of, tiny
+from tests.runs import differences, history_of, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 16
@@ -124,7 +124,7 @@ def test_a_synchronous_server(curve: Trainer, undisturbed: list[events.Step]) ->
     assert curve.lost("killed") == [(0, 0), (2, 0), (1, 0)]
 
 
-@pytest.mark.parametrize("strategy", ["local_sgd", "diloco"])
+@pytest.mark.parametrize("strategy", [slow("local_sgd"), "diloco"])
 def test_a_round_is_done_again_from_its_beginning(curve: Trainer, strategy: str) -> None:
     """Whether a replica dies in the last step of a round or after it, the others begin where the round did."""
     settings = {"sync__strategy": strategy, "sync__every": "4 steps", **THREE}

@@ -13,7 +13,7 @@ from plait.cluster.nursery import Nursery
 from plait.errors import RunFileError
 from plait.tasks.pretrain import train
 from plait.testing.failures import CutOff, CutOffAt
-from tests.runs import differences, steps_of, tiny
+from tests.runs import differences, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 9
@@ -75,7 +75,7 @@ def test_a_loss_that_balances_draws_one_curve(curve: Train) -> None:
     assert_one_curve(curve("one", model=model), curve("two", model=model, layout__replicas=2))
 
 
-@pytest.mark.parametrize("layout", [{"expert": 2, "replicas": 2}, {"expert": 4}], ids=str)
+@pytest.mark.parametrize("layout", [{"expert": 2, "replicas": 2}, slow({"expert": 4})], ids=str)
 def test_experts_on_several_ranks_draw_the_curve_of_one_process(curve: Train, alone: list[events.Step], layout: dict[str, int]) -> None:
     assert_one_curve(alone, curve("spread", **{f"layout__{axis}": size for axis, size in layout.items()}))
 

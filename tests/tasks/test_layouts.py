@@ -12,7 +12,7 @@ from plait import events
 from plait.cluster.nursery import Nursery
 from plait.tasks.pretrain import train
 from plait.testing.failures import CutOff, CutOffAt, SignalAt
-from tests.runs import bf16_floor, differences, history_of, steps_of, tiny
+from tests.runs import bf16_floor, differences, history_of, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 
@@ -45,18 +45,18 @@ LAYOUTS = [
     ("llama", {"tensor": 2}),
     ("gpt2", {"tensor": 2, "replicas": 2}),
     ("llama", {"shard": 2}),
-    ("gpt2", {"shard": 3, "zero": 2}),
+    slow("gpt2", {"shard": 3, "zero": 2}),
     ("moe", {"shard": 2, "zero": 1}),
     ("gpt2", {"context": 2}),
-    ("llama", {"context": 2, "context_by": "ulysses"}),
+    slow("llama", {"context": 2, "context_by": "ulysses"}),
     ("moe", {"expert": 2}),
     ("llama", {"shard": 2, "tensor": 2}),
-    ("moe", {"context": 2, "tensor": 2}),
+    slow("moe", {"context": 2, "tensor": 2}),
     ("moe", {"expert": 2, "shard": 2}),
     ("gpt2", {"pipeline": 2}),
-    ("llama", {"pipeline": 2, "schedule": "gpipe", "tensor": 2}),
-    ("moe", {"pipeline": 2, "shard": 2}),
-    ("gpt2", {"pipeline": 2, "replicas": 2}),
+    slow("llama", {"pipeline": 2, "schedule": "gpipe", "tensor": 2}),
+    slow("moe", {"pipeline": 2, "shard": 2}),
+    slow("gpt2", {"pipeline": 2, "replicas": 2}),
 ]
 
 
@@ -81,13 +81,13 @@ def test_stages_keep_rows(curve: Train, layout: dict[str, Any]) -> None:
     assert_one_curve(alone, curve("spread", model__layers=4, **spread({"pipeline": 2, "shard": 2, **layout})))
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"shard": 3}, {"shard": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("layout", [slow({"tensor": 2}), {"shard": 3}, slow({"shard": 2, "tensor": 2})], ids=str)
 def test_muon_orthogonalises_whole_matrices(curve: Train, layout: dict[str, Any]) -> None:
     alone = curve("alone", train__optimizer={"name": "muon", "lr": 1e-2})
     assert_one_curve(alone, curve("spread", train__optimizer={"name": "muon", "lr": 1e-2}, **spread(layout)))
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"shard": 2}, {"context": 2}], ids=str)
+@pytest.mark.parametrize("layout", [{"tensor": 2}, slow({"shard": 2}), slow({"context": 2})], ids=str)
 def test_short_curves_agree_in_fp32(curve: Train, layout: dict[str, Any]) -> None:
     """Over the first 8 steps: later any reordering of sums makes such curves drift apart."""
     settings = {"train__precision": "fp32", "train__duration": "8 steps"}
@@ -105,6 +105,7 @@ def test_short_curves_agree_in_bf16_where_the_same_sums_are_rounded(curve: Train
     assert first <= 1e-7
 
 
+@pytest.mark.slow
 def test_short_curves_agree_in_bf16_as_far_as_one_process_agrees_with_itself(curve: Train) -> None:
     alone = curve("alone", **BF16)
     floor = bf16_floor(curve, alone, **BF16)
@@ -114,13 +115,13 @@ def test_short_curves_agree_in_bf16_as_far_as_one_process_agrees_with_itself(cur
 
 
 MOVES = [
-    ("gpt2", {"tensor": 2}, {}),
+    slow("gpt2", {"tensor": 2}, {}),
     ("llama", {}, {"shard": 2}),
-    ("llama", {"shard": 3}, {"tensor": 2}),
-    ("moe", {"shard": 2, "zero": 1}, {"expert": 2}),
-    ("moe", {"expert": 2, "shard": 2}, {"context": 2, "tensor": 2}),
-    ("gpt2", {"tensor": 2, "shard": 2}, {"replicas": 2, "shard": 2, "zero": 1}),
-    ("gpt2", {"pipeline": 2}, {"tensor": 2}),
+    slow("llama", {"shard": 3}, {"tensor": 2}),
+    slow("moe", {"shard": 2, "zero": 1}, {"expert": 2}),
+    slow("moe", {"expert": 2, "shard": 2}, {"context": 2, "tensor": 2}),
+    slow("gpt2", {"tensor": 2, "shard": 2}, {"replicas": 2, "shard": 2, "zero": 1}),
+    slow("gpt2", {"pipeline": 2}, {"tensor": 2}),
     ("moe", {"shard": 2}, {"pipeline": 2, "expert": 2}),
 ]
 

@@ -15,7 +15,7 @@ from plait.errors import Interrupted
 from plait.ledger.tuning import best_bucket
 from plait.tasks.pretrain import train
 from plait.testing.failures import PauseAt, SignalAt
-from tests.runs import differences, history_of, steps_of, tiny
+from tests.runs import differences, history_of, slow, steps_of, tiny
 from tests.sync.reference import local_steps
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
@@ -119,7 +119,7 @@ def test_phases_that_agree_step_by_step_draw_one_curve(curve: Trainer) -> None:
     "sync",
     [
         {"strategy": "local_sgd", "every": "4 steps"},
-        {"strategy": "diloco", "every": "4 steps"},
+        slow({"strategy": "diloco", "every": "4 steps"}),
         {"strategy": "diloco", "every": "7 steps", "outer_lr": 0.5, "outer_momentum": 0.8},
     ],
     ids=["local_sgd", "diloco", "diloco-7"],
@@ -131,6 +131,7 @@ def test_local_steps_are_those_of_a_straight_reference(curve: Trainer, sync: dic
     assert max(abs(step.loss - loss) / loss for step, loss in zip(steps, expected, strict=True)) <= LOSS
 
 
+@pytest.mark.slow
 def test_local_steps_work_over_a_spread_replica(curve: Trainer) -> None:
     settings = {"sync": {"strategy": "diloco", "every": "4 steps"}}
     one = curve("plain", layout__replicas=2, **settings)
@@ -138,7 +139,7 @@ def test_local_steps_work_over_a_spread_replica(curve: Trainer) -> None:
     assert_one_curve(one, other)
 
 
-@pytest.mark.parametrize("compress", ["none", "int8", "topk"])
+@pytest.mark.parametrize("compress", [slow("none"), slow("int8"), "topk"])
 def test_a_round_that_is_stopped_and_goes_on_is_the_same(curve: Trainer, compress: str) -> None:
     """The optimizer state of each replica, the outer momentum and what compression held back come out of the checkpoint."""
     settings = {"layout__replicas": 2, "sync": {"strategy": "diloco", "every": "4 steps", "compress": compress}}
@@ -173,6 +174,7 @@ def test_workers_and_a_server_killed_at_once_lose_nothing(curve: Trainer) -> Non
     assert_one_curve(curve("alone"), curve("killed", killers, checkpoint__every="4 steps", **SERVED))
 
 
+@pytest.mark.slow
 def test_a_rank_of_a_spread_replica_takes_its_replica_along_and_no_other(curve: Trainer) -> None:
     killers = (SignalAt(5, replica=1, rank=1), SignalAt(11, replica=-1, rank=0))
     settings = {"layout": {"replicas": 2, "tensor": 2}, "sync__strategy": "server", "checkpoint__every": "4 steps"}
@@ -273,6 +275,7 @@ def test_the_largest_values_alone_train_too_and_the_rest_is_not_lost(curve: Trai
     assert steps[-1].loss < plain[12].loss
 
 
+@pytest.mark.slow
 def test_compressed_replicas_that_are_spread_stay_alike(curve: Trainer) -> None:
     """Parameters that tensor ranks hold alike are updated from the same compressed values: otherwise curves fall apart."""
     settings = {"layout": {"replicas": 2, "tensor": 2}, "sync__compress": "topk", "sync__top_k": 0.2}
