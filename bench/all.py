@@ -37,6 +37,7 @@ BENCHMARKS = (
     "loader",
     "checkpoints",
     "preparing",
+    "huggingface",
     "gpu",
 )
 FULL = Effort(rounds=6, seconds=4.0)

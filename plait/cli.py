@@ -94,6 +94,34 @@ def generate(
     stream(load(folder, _device(device)), prompt or [""], sampling)
 
 
+@app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model's folder, as transformers' save_pretrained writes it.")],
+    out: Annotated[Path, typer.Option(help="The run's folder that is made of it.")],
+    context: Annotated[int | None, typer.Option(help="Fewer positions than the model was made for.", min=1)] = None,
+) -> None:
+    """Take a model over from Hugging Face: config, tensors, tokenizer."""
+    from plait.tasks.huggingface.importing import import_model
+
+    taken = import_model(folder, out, context=context)
+    print(f"{taken.folder}: {taken.kind}, {taken.parameters:,} parameters, {taken.bytes / 2**20:,.0f} MiB")
+    print(f'next: plait generate {taken.folder} --prompt "..."')
+
+
+@app.command()
+def export(
+    folder: RunFolder,
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write, for transformers' from_pretrained.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    shard_gb: Annotated[float, typer.Option(help="Most gigabytes in one file of tensors.", min=1e-6)] = 5.0,
+) -> None:
+    """Write the newest checkpoint as a Hugging Face model."""
+    from plait.tasks.huggingface.exporting import export_model
+
+    given = export_model(folder, to, dtype=dtype, shard_bytes=int(shard_gb * 1e9))
+    print(f"{given.folder}: {given.kind} after step {given.step}, {given.bytes / 2**20:,.0f} MiB: {', '.join(given.files)}")
+
+
 @app.command()
 def merge(
     folder: RunFolder,

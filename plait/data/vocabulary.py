@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plait.errors import DataError
 
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 
 def fingerprint(path: Path, pattern: str | None = None) -> str:

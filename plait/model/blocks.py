@@ -81,11 +81,12 @@ class Attention(nn.Module):
 
     def __init__(self, model: spec.Model, path: str) -> None:
         super().__init__()
-        bias = model.family == "gpt2"
-        self.head_width = model.width // model.heads
+        self.head_width = model.head_width
         self.queries_per_key = model.heads // model.key_value_heads
-        self.qkv = Linear(model.width, (model.heads + 2 * model.key_value_heads) * self.head_width, bias=bias)
-        self.out = Linear(model.width, model.width, bias=bias)
+        self.qkv = Linear(model.width, (model.heads + 2 * model.key_value_heads) * self.head_width, bias=model.biased_qkv)
+        self.out = Linear(model.heads * self.head_width, model.width, bias=model.family == "gpt2")
+        self.norm_q = RMSNorm(self.head_width, model.norm_eps) if model.qk_norm else None
+        self.norm_k = RMSNorm(self.head_width, model.norm_eps) if model.qk_norm else None
         self.mix = Mix(Dropout(model.dropout, f"{path}.dropout"))
 
     def forward(self, x_BLD: Tensor, around: Around, memory: LayerCache | None) -> Tensor:
@@ -93,11 +94,13 @@ class Attention(nn.Module):
         qkv_BLHE = qkv_BLX.view(*qkv_BLX.shape[:2], -1, self.head_width)
         kv_heads = qkv_BLHE.shape[2] // (self.queries_per_key + 2)  # told by the weight, which may be one rank's part
         heads = kv_heads * self.queries_per_key
-        if around.rotation is None:
-            q_BLHE, k_BLGE, v_BLGE = qkv_BLHE.split([heads, kv_heads, kv_heads], 2)
-        else:
-            qk_BLHE, v_BLGE = qkv_BLHE.split([heads + kv_heads, kv_heads], 2)
-            q_BLHE, k_BLGE = rotate(qk_BLHE, around.rotation).split([heads, kv_heads], 2)
+        qk_BLHE, v_BLGE = qkv_BLHE.split([heads + kv_heads, kv_heads], 2)
+        if self.norm_q is not None and self.norm_k is not None:
+            q_BLHE, k_BLGE = qk_BLHE.split([heads, kv_heads], 2)
+            qk_BLHE = torch.cat([self.norm_q(q_BLHE), self.norm_k(k_BLGE)], 2)
+        if around.rotation is not None:
+            qk_BLHE = rotate(qk_BLHE, around.rotation)
+        q_BLHE, k_BLGE = qk_BLHE.split([heads, kv_heads], 2)
         q_BHLE, k_BGLE, v_BGLE = q_BLHE.transpose(1, 2), k_BLGE.transpose(1, 2), v_BLGE.transpose(1, 2)
         if memory is not None:
             k_BGLE, v_BGLE = memory.extend(k_BGLE, v_BGLE)

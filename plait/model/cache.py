@@ -16,7 +16,7 @@ class Cache:
     """One batch's memory of a decoder."""
 
     def __init__(self, model: spec.Model, rows: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (model.layers, 2, rows, model.key_value_heads, capacity, model.width // model.heads)
+        shape = (model.layers, 2, rows, model.key_value_heads, capacity, model.head_width)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
         self._lengths = [0] * rows
         self._positions_BL = torch.empty(0)

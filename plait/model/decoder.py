@@ -41,8 +41,10 @@ class Decoder(nn.Module):
         self.context = sequence
         self.sharding: ShardingTable = _sharding(model)
         self.initial: InitialTable = _initial(model)
-        key_rows = model.width, model.width + model.key_value_heads * (model.width // model.heads)
-        self.without_gradient = {"blocks.*.attention.qkv.bias": key_rows} if model.family == "gpt2" else {}
+        first_key = model.heads * model.head_width
+        key_rows = first_key, first_key + model.key_value_heads * model.head_width
+        unseen = model.family == "gpt2" and not model.qk_norm
+        self.without_gradient = {"blocks.*.attention.qkv.bias": key_rows} if unseen else {}
         self.embed = Embedding(vocabulary, model.width)
         self.positions = Embedding(sequence, model.width) if model.family == "gpt2" else None
         self.rotary = _Rotary(model, sequence) if model.family != "gpt2" else None
@@ -145,7 +147,7 @@ class _Rotary(nn.Module):
 
     def __init__(self, model: spec.Model, sequence: int) -> None:
         super().__init__()
-        width = model.width // model.heads
+        width = model.head_width
         frequencies = model.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
         angles_LE = torch.arange(sequence, dtype=torch.float64)[:, None] * frequencies
         self.cos: Tensor

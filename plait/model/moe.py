@@ -7,7 +7,8 @@
        └──── shared experts, if any ──────────────────────────────────────────┘
 
 Scores are sigmoids, the weights of the chosen ones are their scores over the sum of these (the score itself where one expert is chosen,
-which would otherwise learn nothing): DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 2.1.2. No expert has a capacity, so that
+which would otherwise learn nothing): DeepSeek-AI 2024, "DeepSeek-V3 Technical Report", section 2.1.2. Or they are softmaxes over all
+experts, as in Mixtral (Jiang et al. 2024). No expert has a capacity, so that
 no token is dropped: a token's outcome depends on nothing but itself. It is routed in fp32 (fp64 in fp64) whatever autocast says, since a
 score that rounds otherwise chooses otherwise.
 
@@ -80,7 +81,7 @@ class Router(nn.Module):
 
     def __init__(self, width: int, mixture: spec.Mixture) -> None:
         super().__init__()
-        self.experts, self.per_token = mixture.experts, mixture.per_token
+        self.experts, self.per_token, self.scores = mixture.experts, mixture.per_token, mixture.scores
         self.auxiliary, self.bias_rate = mixture.auxiliary, mixture.bias_rate
         self.auxiliary_scale = 1.0
         self.reduce_counts: Callable[[Tensor], Tensor] = _alone
@@ -94,7 +95,8 @@ class Router(nn.Module):
         """(chosen_BLK, weights_BLK): numbers of experts, and what each counts."""
         wide = torch.promote_types(x_BLD.dtype, torch.float32)
         with torch.autocast(x_BLD.device.type, enabled=False):
-            scores_BLn = functional.linear(x_BLD.to(wide), self.weight.to(wide)).sigmoid()
+            outputs_BLn = functional.linear(x_BLD.to(wide), self.weight.to(wide))
+            scores_BLn = outputs_BLn.sigmoid() if self.scores == "sigmoid" else outputs_BLn.softmax(-1)
             chosen_BLK = self._choose(scores_BLn.detach())
             if torch.is_grad_enabled():
                 scores_BLn = cast(Tensor, _Balanced.apply(scores_BLn, self._counts(chosen_BLK, counted_B), self))

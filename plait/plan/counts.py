@@ -1,7 +1,7 @@
 """Counts of parameters and FLOPs from the settings alone, without building a model and without torch.
 
 Conventions: a multiply and an add are two FLOPs; backward costs twice the forward; embeddings looked up cost nothing, the head
-costs its matmul also where it is tied; attention is counted as the whole square, 12 x layers x width x sequence per token, as in
+costs its matmul also where it is tied; attention is counted as the whole square, 12 x layers x width of all heads x sequence a token, as in
 PaLM (Chowdhery et al. 2022, appendix B), although causal attention needs half; recomputing is not counted as useful. Of a mixture a
 token is multiplied with its own experts, the shared ones and the router.
 """
@@ -28,13 +28,13 @@ def matmul_parameters(model: spec.Model, vocabulary: int) -> int:
 
 
 def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built: int | None = None) -> float:
-    """FLOPs of training on one token, forward and backward: 6 N + 12 x layers x width x sequence.
+    """FLOPs of training on one token, forward and backward: 6 N + 12 x layers x width of all heads x sequence.
 
     N: `matmul_parameters`; for a user's own model `built`, the parameters that the built one has, stands for it. Raises
     ValueError for a user's own model without it.
     """
     multiplied = built if model.family not in spec.Model.FAMILIES and built is not None else matmul_parameters(model, vocabulary)
-    return 6.0 * multiplied + 12.0 * model.layers * model.width * sequence
+    return 6.0 * multiplied + 12.0 * model.layers * model.heads * model.head_width * sequence
 
 
 def _known(model: spec.Model) -> None:
@@ -52,8 +52,7 @@ def _values(model: spec.Model, vocabulary: int, sequence: int, experts: int) -> 
 
 def _matrices(model: spec.Model, experts: int) -> int:
     """Values in the matrices of the blocks, with so many experts in a mixture."""
-    head_width = model.width // model.heads
-    attention = model.width * (2 * model.width + 2 * model.key_value_heads * head_width)
+    attention = model.width * model.head_width * 2 * (model.heads + model.key_value_heads)
     return model.layers * attention + sum(_mlp(model, layer, experts) for layer in range(model.layers))
 
 
@@ -67,10 +66,9 @@ def _mlp(model: spec.Model, layer: int, experts: int) -> int:
 
 def _vectors(model: spec.Model) -> int:
     """Values in the norms and biases of one block."""
-    if model.family != "gpt2":
-        return 2 * _norm(model)
-    stacked = model.width + 2 * model.key_value_heads * (model.width // model.heads)
-    return 2 * _norm(model) + stacked + model.width + model.hidden_width + model.width
+    stacked = model.head_width * (model.heads + 2 * model.key_value_heads) if model.biased_qkv else 0
+    others = model.width + model.hidden_width + model.width if model.family == "gpt2" else 0
+    return 2 * _norm(model) + stacked + others + (2 * model.head_width if model.qk_norm else 0)
 
 
 def _norm(model: spec.Model) -> int:

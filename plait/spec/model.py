@@ -16,6 +16,7 @@ class Mixture(NamedTuple):
     per_token: int
     shared: int
     hidden: int
+    scores: Literal["sigmoid", "softmax"]
     balance: Literal["bias", "auxiliary", "none"]
     auxiliary: float
     bias_rate: float
@@ -29,6 +30,9 @@ class Model(Section):
     width: Positive = Field(192, description="of the residual stream")
     heads: Positive = Field(6, description="of attention; divides width")
     kv_heads: Positive | None = Field(None, description="key and value heads; `heads` when left out")
+    head_size: Positive | None = Field(None, description="width of one head; width / heads when left out")
+    qkv_bias: bool | None = Field(None, description="queries, keys and values have a bias; gpt2 yes, llama no when left out")
+    qk_norm: bool = Field(False, description="queries and keys are normed, head by head, before they are rotated")
     hidden: Positive | None = Field(None, description="width inside the MLP; the family's usual when left out")
     dropout: Fraction = Field(0.0, description="after the embedding, in attention and after each half of a block")
     tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 yes, llama no when left out")
@@ -48,6 +52,9 @@ class Model(Section):
         None, description="moe: width inside an expert; when left out, those of a token are together as wide as the plain MLP"
     )
     dense_layers: Annotated[int, Field(ge=0)] | None = Field(None, description="moe: the first layers, which keep a plain MLP")
+    scores: Literal["sigmoid", "softmax"] | None = Field(
+        None, description="moe: what a router makes of its outputs before it chooses; sigmoid when left out"
+    )
     balance: Literal["bias", "auxiliary", "none"] | None = Field(
         None, description="moe: what keeps experts equally busy: a bias moved after each step, or a second loss; bias when left out"
     )
@@ -66,6 +73,7 @@ class Model(Section):
         "shared_experts",
         "expert_hidden",
         "dense_layers",
+        "scores",
         "balance",
         "auxiliary",
         "bias_rate",
@@ -81,12 +89,13 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        if self.width % self.heads:
+        if self.head_size is None and self.width % self.heads:
             raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}")
-        if self.family in ("llama", "moe") and (self.width // self.heads) % 2:
-            raise ValueError(f"rotary positions need an even head width; width / heads = {self.width // self.heads}")
+        if self.family in ("llama", "moe") and self.head_width % 2:
+            which = "head_size" if self.head_size else "width / heads"
+            raise ValueError(f"rotary positions need an even head width; {which} = {self.head_width}")
         return self
 
     @model_validator(mode="after")
@@ -125,6 +134,14 @@ class Model(Section):
         return self.kv_heads or self.heads
 
     @property
+    def head_width(self) -> int:
+        return self.head_size or self.width // self.heads
+
+    @property
+    def biased_qkv(self) -> bool:
+        return self.family == "gpt2" if self.qkv_bias is None else self.qkv_bias
+
+    @property
     def hidden_width(self) -> int:
         """Inside the MLP: 4 x width for gpt2; for llama two thirds of that, the next multiple of 64."""
         usual = 4 * self.width if self.family == "gpt2" else -(-8 * self.width // (3 * 64)) * 64
@@ -145,6 +162,7 @@ class Model(Section):
             per_token=per_token,
             shared=shared,
             hidden=self.expert_hidden or -(-self.hidden_width // (64 * (per_token + shared))) * 64,
+            scores=self.scores or "sigmoid",
             balance=balance,
             auxiliary=usual if self.auxiliary is None else self.auxiliary,
             bias_rate=self.bias_rate or 1e-3,

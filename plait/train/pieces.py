@@ -10,7 +10,6 @@ Importing torch.distributed.checkpoint takes about half as long as importing tor
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections import defaultdict
@@ -35,8 +34,9 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from plait.replica.placed import Placed
-from plait.train import manifest
+from plait.train import manifest, tensorfile
 from plait.train.manifest import Chunk, Manifest, Piece, TensorEntry
+from plait.train.tensorfile import Kind
 
 PIECE_BYTES = 256 << 20
 _WRITE = 8 << 20  # big enough that the interpreter's lock is rarely asked for, small enough to stay in a cache for the checksum
@@ -217,15 +217,10 @@ def write_piece(file: Path, tensors: dict[str, Tensor]) -> Piece:
 
 
 def _header(tensors: dict[str, Tensor]) -> memoryview:
-    entries, end = {}, 0
     for key, tensor in tensors.items():
         if tensor.dtype not in _CODES:
             raise TypeError(f"{key}: {tensor.dtype} has no place in a safetensors file")
-        first, end = end, end + tensor.nbytes
-        entries[key] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [first, end]}
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return memoryview(len(text).to_bytes(8, "little") + text)
+    return memoryview(tensorfile.header({key: Kind(_CODES[tensor.dtype], tuple(tensor.shape)) for key, tensor in tensors.items()}))
 
 
 def _blocks(tensor: Tensor) -> Iterator[memoryview]:

@@ -23,6 +23,9 @@ def models(draw):
         kv_heads=draw(st.sampled_from([None, *(divisor for divisor in (1, 2, 3) if heads % divisor == 0)])),
         hidden=draw(st.none() | st.integers(1, 40)),
         tied=draw(st.sampled_from([None, True, False])),
+        head_size=draw(st.sampled_from([None, 2, 6])),
+        qkv_bias=draw(st.sampled_from([None, True, False])),
+        qk_norm=draw(st.booleans()),
     )
 
 

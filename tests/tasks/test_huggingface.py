@@ -1,0 +1,257 @@
+"""Models go to Hugging Face and come back unchanged: on random ones that transformers builds, and on what plait trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from plait import spec
+from plait.cluster.nursery import Nursery
+from plait.data import bpe
+from plait.errors import CheckpointError, UserError
+from plait.model.build import build
+from plait.tasks.huggingface.exporting import export_model
+from plait.tasks.huggingface.importing import import_model
+from plait.tasks.pretrain import train
+from plait.tasks.trained import load
+from plait.train.folder import read_run
+from tests.runs import WORDS, tiny
+
+transformers = pytest.importorskip("transformers", reason="needs the extra [bench]")
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+VOCABULARY, CONTEXT = 300, 48
+DECODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+MODELS = {
+    "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "eos_token_id": 0}),
+    "llama": ("Llama", {**DECODER, "head_dim": 12, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
+    "llama tied": ("Llama", {**DECODER, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", {**DECODER, "sliding_window": CONTEXT}),
+    "qwen2": ("Qwen2", DECODER),
+    "qwen3": ("Qwen3", {**DECODER, "head_dim": 16}),
+    "mixtral": ("Mixtral", {**DECODER, "num_local_experts": 4, "sliding_window": None}),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        {**DECODER, "head_dim": 8, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
+        | {"mlp_only_layers": [0]},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json() -> str:
+    return bpe.train([" ".join(WORDS)] * 3, 272)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Callable[..., Path]:
+    """A folder with a random model of transformers', every value of which means something."""
+
+    def save(name: str, **changes: Any) -> Path:
+        family, settings = MODELS[name]
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{family}Config")(**{**settings, **changes})
+        head = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+        model = getattr(transformers, f"{family}{head}")(config)
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        folder = tmp_path_factory.mktemp("theirs") / name.replace(" ", "_")
+        model.save_pretrained(folder)
+        (folder / "tokenizer.json").write_text(tokenizer_json)
+        return folder
+
+    return save
+
+
+def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
+    return torch.randint(0, 272, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def theirs(folder: Path) -> nn.Module:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module) -> torch.Tensor:
+    found = model(tokens())
+    return found if isinstance(found, torch.Tensor) else found.logits
+
+
+@torch.inference_mode()
+def greedy(module: Any, prompt: list[int], count: int) -> list[int]:
+    """plait's own, through its cache."""
+    cache, written, ahead = module.new_cache(1, CONTEXT), [], prompt
+    for _ in range(count):
+        written.append(int(module(torch.tensor([ahead]), cache=cache)[0, -1].argmax()))
+        ahead = written[-1:]
+    return written
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_comes_and_goes_unchanged(name: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    source = saved(name)
+    import_model(source, tmp_path / "ours")
+    trained, original = load(tmp_path / "ours", "cpu"), theirs(source)
+    torch.testing.assert_close(logits_of(trained.module), logits_of(original), rtol=0, atol=1e-4)
+    export_model(tmp_path / "ours", tmp_path / "back")
+    import_model(tmp_path / "back", tmp_path / "again")
+    assert read_run(tmp_path / "again").model == read_run(tmp_path / "ours").model
+    back = theirs(tmp_path / "back")
+    assert torch.equal(logits_of(back), logits_of(original))
+    prompt = tokens(1, 6)
+    wanted = original.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)[0, 6:].tolist()
+    assert greedy(trained.module, prompt[0].tolist(), 12) == wanted
+    assert back.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)[0, 6:].tolist() == wanted
+
+
+def test_tokenizer_and_special_tokens_go_along(saved: Callable[..., Path], tmp_path: Path) -> None:
+    source = saved("llama")
+    (source / "generation_config.json").write_text('{"temperature": 0.6, "do_sample": true}')
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    import_model(source, tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "back", dtype="bfloat16", shard_bytes=40_000)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    text = "the cat sat on the mat"
+    assert tokenizer(text)["input_ids"] == load(tmp_path / "ours", "cpu").tokenizer.encode([text])[0].tolist()
+    assert tokenizer.eos_token == "<|endoftext|>"
+    assert json.loads((tmp_path / "back/generation_config.json").read_text())["temperature"] == 0.6
+    assert (tmp_path / "back/chat_template.jinja").read_text() == "{{ messages }}"
+    assert json.loads((tmp_path / "back/config.json").read_text())["eos_token_id"] == 0
+
+
+def test_tensors_in_several_files_and_in_half_precision_are_read_and_written(saved: Callable[..., Path], tmp_path: Path) -> None:
+    whole = theirs(saved("qwen3_moe")).to(torch.bfloat16)
+    whole.save_pretrained(tmp_path / "many", max_shard_size="50KB")
+    shutil.copy(saved("qwen3_moe") / "tokenizer.json", tmp_path / "many")
+    import_model(tmp_path / "many", tmp_path / "ours")
+    given = export_model(tmp_path / "ours", tmp_path / "back", dtype="bfloat16", shard_bytes=40_000)
+    assert len([file for file in given.files if file.endswith(".safetensors")]) > 2
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.bfloat16).state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("layout", [{"tensor": 2, "shard": 2}, pytest.param({"pipeline": 2, "expert": 2}, marks=pytest.mark.slow)], ids=str)
+def test_a_checkpoint_in_parts_is_exported_as_the_whole(
+    corpus: Path, prepared: Path, nursery: Nursery, tmp_path: Path, layout: dict[str, int]
+) -> None:
+    moe = {"model__family": "moe", "model__scores": "softmax", "model__balance": "none", "model__qk_norm": True}
+    changes = {"train__duration": "1 steps", "train__precision": "fp32", **{f"layout__{axis}": size for axis, size in layout.items()}}
+    run = tiny(corpus, prepared, **(moe if "expert" in layout else {"model__qkv_bias": True}), **changes)
+    train(run, tmp_path / "run", nursery=nursery, quiet=True)
+    export_model(tmp_path / "run", tmp_path / "exported")
+    ours, model = load(tmp_path / "run", "cpu").module, theirs(tmp_path / "exported")
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens(2, 16)), model(tokens(2, 16)).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, r"rope_scaling = 'yarn' is a feature that plait lacks"),
+        ({"sliding_window": 16, "model_type": "mistral"}, r"sliding_window = 16 .* --context 16"),
+        ({"hidden_act": "gelu"}, r"hidden_act = 'gelu' is a feature"),
+        ({"attention_bias": True}, r"attention_bias = True"),
+        ({"logit_soft_cap": 30.0}, r"logit_soft_cap = 30.0: plait does not know"),
+        ({"model_type": "mamba"}, r"model_type = 'mamba' is not among those .* gpt2, llama"),
+        ({"quantization_config": {"bits": 4}}, r"quantised"),
+        ({"num_hidden_layers": 3}, r"missing: model.layers.2.input_layernorm.weight, .* and 1 more"),
+        ({"num_hidden_layers": 1}, r"there, but in no model: model.layers.1.input_layernorm.weight"),
+        ({"intermediate_size": 48}, r"mlp.down_proj.weight: \[32, 56\] there, \[32, 48\] by config.json"),
+        ({"vocab_size": 200}, r"has 272 tokens, and the model's vocab_size = 200"),
+    ],
+    ids=str,
+)
+def test_what_plait_lacks_is_named_and_refused(saved: Callable[..., Path], tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    source = saved("llama")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(CheckpointError, match=f"(?s){told}"):
+        import_model(source, tmp_path / "ours")
+    assert not (tmp_path / "ours/run.toml").exists()
+
+
+def test_a_shorter_context_is_taken_where_positions_are_angles(saved: Callable[..., Path], tmp_path: Path) -> None:
+    import_model(saved("mistral", sliding_window=16), tmp_path / "ours", context=16)
+    assert read_run(tmp_path / "ours").data.sequence == 16
+    with pytest.raises(CheckpointError, match="--context 64 is more than max_position_embeddings = 48"):
+        import_model(saved("llama"), tmp_path / "long", context=64)
+
+
+def test_folders_that_hold_no_model_or_another_are_refused(saved: Callable[..., Path], tmp_path: Path) -> None:
+    source = saved("gpt2")
+    import_model(source, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="holds a model already"):
+        import_model(source, tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="holds something already"):
+        export_model(tmp_path / "ours", source)
+    with pytest.raises(UserError, match="--dtype int4"):
+        export_model(tmp_path / "ours", tmp_path / "back", dtype="int4")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer.json and no tokenizer.model"):
+        import_model(source, tmp_path / "other")
+    (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    (tmp_path / "ours/tokenizer.json").rename(source / "tokenizer.json")
+    with pytest.raises(CheckpointError, match="is a pickle, which can run code"):
+        import_model(source, tmp_path / "other")
+
+
+def test_a_damaged_checkpoint_is_not_exported(saved: Callable[..., Path], tmp_path: Path) -> None:
+    import_model(saved("gpt2"), tmp_path / "ours")
+    [piece] = (tmp_path / "ours/checkpoints/step-00000000").glob("*.safetensors")
+    values = bytearray(piece.read_bytes())
+    values[-5] ^= 1
+    piece.write_bytes(values)
+    with pytest.raises(CheckpointError, match="is corrupt"):
+        export_model(tmp_path / "ours", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"family": "gpt2", "heads": 4, "kv_heads": 2}, "model.kv_heads = 2"),
+        ({"family": "moe"}, 'model.scores = "sigmoid"'),
+        ({"family": "moe", "scores": "softmax"}, 'model.balance = "bias"'),
+        ({"family": "llama", "qk_norm": True, "qkv_bias": True}, "model.qk_norm with model.qkv_bias"),
+        ({"family": "tests.wrong:Forgetful"}, "a model of your own"),
+    ],
+    ids=str,
+)
+def test_models_that_no_family_there_computes_are_named(settings: dict[str, Any], told: str) -> None:
+    from plait.model.huggingface import Shape, dialect_of
+
+    with pytest.raises(CheckpointError, match=told):
+        dialect_of(Shape(spec.Model(**{"width": 32, "heads": 4, "layers": 2, **settings}), 50, 16))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_weight_of_a_built_model_is_mapped_once(name: str, saved: Callable[..., Path], tmp_path: Path) -> None:
+    from plait.model.huggingface import Shape, dialect_of
+
+    import_model(saved(name), tmp_path / "ours")
+    run = read_run(tmp_path / "ours")
+    shape = Shape(run.model, VOCABULARY, CONTEXT)
+    built = {path: tuple(value.shape) for path, value in build(run.model, VOCABULARY, CONTEXT, 0).named_parameters()}
+    weights = list(dialect_of(shape).weights(shape))
+    assert {weight.path: weight.shape for weight in weights} == built
+    names = [source.name for weight in weights for source in weight.sources]
+    assert len(names) == len(set(names))
