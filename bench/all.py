@@ -33,6 +33,7 @@ BENCHMARKS = (
     "line",
     "sync",
     "elastic",
+    "corruption",
     "first_step",
     "loader",
     "checkpoints",

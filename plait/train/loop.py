@@ -36,10 +36,12 @@ def train(
     duties.perform(verdict)
     while (work := verdict.work) is not None:
         clock.start()
-        if work.last:
+        if work.last or work.check == "each":  # what comes after it may lead back to the checkpoint that is being written
             duties.finish()
         try:
-            if (instead := sync.begin(work, replica)) is not None:
+            if work.check:
+                verdict = sync.compare(work, replica, ledger)
+            elif (instead := sync.begin(work, replica)) is not None:
                 verdict = instead
             else:
                 done = [_learn(part, work, sync, replica, loader, ledger, rate, clock) for part in work.parts]
