@@ -33,7 +33,6 @@ BENCHMARKS = (
     "line",
     "sync",
     "elastic",
-    "corruption",
     "first_step",
     "loader",
     "checkpoints",

@@ -54,7 +54,7 @@ def measure(place: Place) -> list[Figure]:
 
 def _texts(place: Place, data: spec.Data) -> Path:
     """The corpus as one plain file: documents with a form feed between them."""
-    texts = [text for source in sources.resolve(data) for file in source.files for text in sources.documents(file, data)]
+    texts = [document.text for file in sources.every_file(sources.resolve(data)) for document in sources.documents(file, data)]
     path = place.new("corpus", ".txt")
     path.write_text("\f".join(texts * COPIES), encoding="utf-8")
     return path

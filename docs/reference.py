@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plait import events, spec
+from plait.data.cleaning import languages
+from plait.data.cleaning.rules import INFINITY, SETS
 
 DOCS = Path(__file__).parent
 BEGIN, END = "<!-- written by docs/reference.py: begin -->", "<!-- written by docs/reference.py: end -->"
@@ -31,6 +33,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "run.schema.json": json.dumps(spec.schema(), indent=2) + "\n",
         DOCS / "run_file.md": _with_tables(DOCS / "run_file.md", "\n".join(_settings())),
+        DOCS / "cleaning.md": _with_tables(DOCS / "cleaning.md", "\n".join(_rules())),
         DOCS / "events.md": _with_tables(DOCS / "events.md", "\n".join(_events())),
     }
 
@@ -38,6 +41,27 @@ def pages() -> dict[Path, str]:
 def _with_tables(path: Path, tables: str) -> str:
     before, rest = path.read_text(encoding="utf-8").split(BEGIN)
     return f"{before}{BEGIN}\n\n{tables}\n{END}{rest.split(END)[1]}"
+
+
+# --- rules of cleaning -----------------------------------------------------------------------------------------
+
+
+def _rules() -> Iterator[str]:
+    english, chinese = languages.bounds({})("en"), languages.bounds({})("zh")
+    yield "| set | rule | English | Chinese | source |\n|---|---|---|---|---|"
+    for name, rules in SETS.items():
+        for rule in rules:
+            yield f"| `{name}` | {rule.name} | {_allowed(rule.allowed(english))} | {_allowed(rule.allowed(chinese))} | {rule.source} |"
+    yield ""
+
+
+def _allowed(allowed: tuple[float, float] | None) -> str:
+    if allowed is None:
+        return "-"
+    least, most = allowed
+    if most == INFINITY:
+        return f"at least {least:g}"
+    return f"{least:,g} to {most:,.0f}" if least else f"at most {most:g}"
 
 
 # --- the run file ----------------------------------------------------------------------------------------------

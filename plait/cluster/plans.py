@@ -10,8 +10,6 @@ from plait.data.tokens import Prepared
 from plait.ledger.plan import Agreement, Plan
 from plait.plan import counts, hardware
 
-CHECK_EVERY = "100 steps"
-
 
 def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool = False) -> Plan:
     """elastic: whether there is someone who starts replicas again. Raises DataError where the validation split is missing or too short."""
@@ -34,7 +32,6 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         save_every=batches.steps_of(save_every) if save_every else None,
         evaluate_every=batches.steps_of(evaluate_every) if evaluate_every else None,
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
-        check_every=_check_every(run, batches),
         nonfinite_limit=run.train.nonfinite_limit,
         agreements=tuple(_agreement(run, each, batches) for each in run.sync.agreements),
         servers=run.sync.processes,
@@ -43,12 +40,6 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         flops_per_token=_flops_per_token(run, prepared),
         peak_flops=lambda name: hardware.peak_flops(name, run.train.precision),
     )
-
-
-def _check_every(run: spec.Run, batches: Batches) -> int | None:
-    """None for never: where there is but one replica too."""
-    every = batches.steps_of(run.elastic.check_every or spec.Duration(CHECK_EVERY))
-    return every if every and max(run.most_replicas, run.layout.replicas) > 1 else None
 
 
 def _capacity(run: spec.Run) -> tuple[float, ...]:

@@ -10,29 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from plait import spec
-from plait.data import tokens
+from plait.data import records, tokens
+from plait.data.chunks import Chunk
 from plait.data.tokenizer import Tokenizer
 from plait.store import durable
-
-SMALLEST, LARGEST, CHUNKS = 1 << 19, 1 << 24, 256
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Documents of one source that are tokenised together; `read` is how far the corpus was read for it, in bytes."""
-
-    number: int
-    source: int
-    texts: list[str]
-    read: int
 
 
 @dataclass(frozen=True)
@@ -43,43 +31,21 @@ class Done:
     tokens: int
 
 
-def chunks(documents: Iterable[tuple[int, str, int]], corpus_bytes: int) -> Iterator[Chunk]:
-    """Cut (source, text, bytes read) in chunks whose size hangs on the corpus alone, not on who prepares it."""
-    size = min(max(corpus_bytes // CHUNKS, SMALLEST), LARGEST)
-    texts: list[str] = []
-    number, held, source, read = 0, 0, 0, 0
-    for at, text, read in documents:
-        if texts and (held >= size or at != source):
-            yield Chunk(number, source, texts, read)
-            number, held, texts = number + 1, 0, []
-        texts.append(text)
-        held += len(text)
-        source = at
-    if texts:
-        yield Chunk(number, source, texts, read)
-
-
-def split_of(text: str, splits: spec.Splits) -> str:
-    """The split of a document, told by its content alone: the same text is never in two splits."""
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
-    if place < splits.validation:
-        return "validation"
-    return "test" if place < splits.validation + splits.test else "train"
-
-
-def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, splits: spec.Splits) -> Done:
-    """Tokenise a chunk into its piece. Raises OSError."""
+def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer) -> Done:
+    """Tokenise a chunk into its piece; its records learn how many tokens each document has. Raises OSError."""
     dtype = token_dtype(tokenizer.vocabulary)
     end = np.array([tokenizer.end_of_text], dtype=dtype)
     encoded = tokenizer.encode(chunk.texts)
-    homes = [split_of(text, splits) for text in chunk.texts]
-    arrays: dict[str, Any] = {"about": np.array([len(chunk.texts), sum(map(len, encoded)) + len(encoded)])}
-    for split in tokens.SPLITS:
-        mine = [index for index, home in enumerate(homes) if home == split]
+    rows = chunk.records.copy()
+    kept = np.flatnonzero(rows["reason"] == records.KEPT)
+    rows["tokens"][kept] = [len(each) + 1 for each in encoded]
+    arrays: dict[str, Any] = {"about": np.array([len(chunk.texts), sum(map(len, encoded)) + len(encoded)]), "records": rows}
+    for home, split in enumerate(tokens.SPLITS):
+        mine = np.flatnonzero(rows["split"][kept] == home).tolist()
         arrays[split] = np.concatenate([end[:0], *(part for index in mine for part in (end, encoded[index].astype(dtype)))])
         arrays[f"{split}_lengths"] = np.array([len(encoded[index]) + 1 for index in mine], dtype=np.int64)
         arrays[f"{split}_bytes"] = np.array(sum(len(chunk.texts[index].encode()) for index in mine))
+        arrays[f"{split}_numbers"] = chunk.numbers[mine]
     with durable.writing(path_of(folder, chunk.number)) as file:
         np.savez(file, **arrays)
     return Done(*map(int, arrays["about"]))
@@ -115,11 +81,31 @@ def join(folder: Path, numbers: list[int], split: str, index: int, target: Path,
             written.append(part)
     stored = {names[0]: written.stored()}
     for name, array in ((names[1], np.cumsum(lengths) - lengths), (names[2], counts)):
-        with durable.writing(target / name) as file:
-            written = _Hashed(file, np.dtype("<i8"), len(array))
-            written.append(array)
-        stored[name] = written.stored()
+        stored[name] = store(target / name, array.astype("<i8"))
     return tokens.Part(tokens=total, documents=len(lengths), text_bytes=text_bytes), stored
+
+
+def join_records(folder: Path, numbers: list[int], target: Path) -> tokens.StoredFile:
+    """The records of all pieces, one after the other."""
+    total = sum(len(part) for part in _each(folder, numbers, "records"))
+    with durable.writing(target / records.DOCUMENTS) as file:
+        written = _Hashed(file, records.RECORD, total)
+        for part in _each(folder, numbers, "records"):
+            written.append(part)
+    return written.stored()
+
+
+def joined_numbers(folder: Path, numbers: list[int], split: str) -> np.ndarray:
+    """The numeric fields of a split's documents, float64 [documents, fields]."""
+    return np.concatenate(list(_each(folder, numbers, f"{split}_numbers")))
+
+
+def store(path: Path, array: np.ndarray) -> tokens.StoredFile:
+    """An array in a .npy file."""
+    with durable.writing(path) as file:
+        written = _Hashed(file, array.dtype, array.shape)
+        written.append(array)
+    return written.stored()
 
 
 def _each(folder: Path, numbers: list[int], name: str) -> Iterator[np.ndarray]:
@@ -131,20 +117,23 @@ def _each(folder: Path, numbers: list[int], name: str) -> Iterator[np.ndarray]:
 class _Hashed:
     """A .npy file written in parts, with its checksum and size told at the end."""
 
-    def __init__(self, file: BinaryIO, dtype: np.dtype, length: int) -> None:
+    def __init__(self, file: BinaryIO, dtype: np.dtype, shape: int | tuple[int, ...]) -> None:
         self._file = file
         self._dtype = dtype
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(dtype),
+            "fortran_order": False,
+            "shape": (shape,) if isinstance(shape, int) else shape,
+        }
         start = io.BytesIO()
         np.lib.format.write_array_header_1_0(start, header)
         self._sha256 = hashlib.sha256(start.getvalue())
         self._bytes = file.write(start.getvalue())
 
     def append(self, part: np.ndarray) -> None:
-        content = np.ascontiguousarray(part, dtype=self._dtype).data
-        self._file.write(content)
+        content = np.ascontiguousarray(part, dtype=self._dtype).tobytes()
+        self._bytes += self._file.write(content)
         self._sha256.update(content)
-        self._bytes += content.nbytes
 
     def stored(self) -> tokens.StoredFile:
         return tokens.StoredFile(bytes=self._bytes, sha256=self._sha256.hexdigest())

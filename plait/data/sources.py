@@ -9,14 +9,18 @@ from __future__ import annotations
 import glob
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from plait import spec
 from plait.data import streams
+from plait.data.broken import Unusable, refuse
 from plait.errors import DataError
 
 Format = Literal["text", "jsonl", "parquet"]
@@ -40,6 +44,16 @@ class Source:
     files: list[SourceFile]
 
 
+@dataclass(frozen=True)
+class Document:
+    """A text, and where it stands in its file: line or row, from 1, or byte of a plain text file. fields: what else its row tells of it,
+    of what was asked for."""
+
+    text: str
+    place: int
+    fields: dict[str, Any]
+
+
 def resolve(data: spec.Data) -> list[Source]:
     """The sources of a corpus: all plain paths together are one, each `Source` table is one.
 
@@ -56,18 +70,68 @@ def resolve(data: spec.Data) -> list[Source]:
     return found
 
 
-def documents(file: SourceFile, data: spec.Data, on_read: Callable[[int], None] = lambda count: None) -> Iterator[str]:
+def every_file(found: list[Source]) -> list[SourceFile]:
+    return [file for source in found for file in source.files]
+
+
+def paths(found: list[Source]) -> list[Path]:
+    return [file.path for file in every_file(found)]
+
+
+def size(found: list[Source]) -> int:
+    """Of the source files, in bytes on the disk."""
+    return sum(os.path.getsize(path) for path in paths(found))
+
+
+def files(patterns: list[str]) -> list[SourceFile]:
+    """The files of paths and globs outside the corpus: evaluation sets. Raises DataError."""
+    return _files(patterns, None)
+
+
+def documents(
+    file: SourceFile,
+    data: spec.Data,
+    on_read: Callable[[int], None] = lambda count: None,
+    on_broken: Callable[[Unusable], None] = refuse,
+) -> Iterator[Document]:
     """The documents of one file, in order; those of white space alone are left out.
 
-    `on_read` hears how many bytes left the disk. Raises DataError naming the file and the line or byte.
+    `on_read` hears how many bytes left the disk, `on_broken` what is no document; a file that breaks off ends there. Raises DataError.
     """
     if file.format == "jsonl":
-        texts = _jsonl(file.path, data.field, on_read)
+        items = _jsonl(file.path, data, on_read)
     elif file.format == "parquet":
-        texts = _parquet(file.path, data.field, on_read)
+        items = _parquet(file.path, data, on_read)
     else:
-        texts = _plain(file.path, data.separator, on_read)
-    return (text for text in texts if text and not text.isspace())
+        items = _plain(file.path, data, on_read)
+    for item in _to_its_end(file.path, items):
+        if isinstance(item, Unusable):
+            on_broken(item)
+        elif item.text and not item.text.isspace():
+            yield item
+
+
+Item = Document | Unusable
+
+
+def _to_its_end(path: Path, items: Iterator[Item]) -> Iterator[Item]:
+    """What a file holds until it ends or breaks off."""
+    if path.stat().st_size == 0:
+        yield Unusable(str(path), "empty file", "is empty: it has no bytes; was it written whole?")
+        return
+    try:
+        for item in items:
+            yield item if isinstance(item, Unusable) else _printable(path, item)
+    except Unusable as unusable:
+        yield unusable
+
+
+def _printable(path: Path, document: Document) -> Item:
+    text = document.text
+    if not text or text.isspace() or any(map(str.isprintable, text)):
+        return document
+    why = "holds control characters alone, which are no text"
+    return Unusable(f"{path}:{document.place}", "control characters", why, text.encode())
 
 
 def _files(patterns: list[str], named: Format | None) -> list[SourceFile]:
@@ -97,41 +161,84 @@ def _format(path: str) -> Format:
     return _FORMATS.get(suffix.lower(), "text")
 
 
-def _plain(path: Path, separator: str, on_read: Callable[[int], None]) -> Iterator[str]:
+def _plain(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
     """Line breaks beside a separator belong to it, not to the documents."""
-    for offset, piece in streams.cut(streams.read(path, on_read), separator.encode()):
-        yield streams.text(path, offset, piece).strip("\r\n")
+    if data.needed_fields:
+        asked = ", ".join(f"{name} = {field!r}" for name, field in data.needed_fields.items())
+        raise DataError(f"{path}: is plain text, and {asked} asks for a field of rows; use JSONL or Parquet")
+    for offset, piece in streams.cut(streams.read(path, on_read), data.separator.encode(), data.largest):
+        yield _usable(f"{path}, byte {offset}", piece, data, partial(_stripped, path, offset, piece))
 
 
-def _jsonl(path: Path, field: str, on_read: Callable[[int], None]) -> Iterator[str]:
-    for number, (offset, line) in enumerate(streams.cut(streams.read(path, on_read), b"\n"), start=1):
-        if not line.isspace() and line:
-            yield _row(f"{path}:{number}", streams.text(path, offset, line), field)
+def _stripped(path: Path, offset: int, piece: bytes) -> Document:
+    return Document(streams.text(path, offset, piece).strip("\r\n"), offset, {})
 
 
-def _row(place: str, line: str, field: str) -> str:
+def _jsonl(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
+    for number, (offset, line) in enumerate(streams.cut(streams.read(path, on_read), b"\n", data.largest), start=1):
+        if line and not line.isspace():
+            yield _usable(f"{path}:{number}", line, data, partial(_line, path, number, offset, line, data))
+
+
+def _line(path: Path, number: int, offset: int, line: bytes, data: spec.Data) -> Document:
+    return _row(f"{path}:{number}", number, streams.text(path, offset, line), data)
+
+
+def _usable(place: str, raw: bytes, data: spec.Data, made: Callable[[], Document]) -> Item:
+    """The document, or why there is none."""
+    if data.largest is not None and len(raw) > data.largest:
+        return Unusable(place, "too large", f"is larger than data.largest = {data.largest:,} bytes; is a separator missing?", raw)
+    try:
+        return made()
+    except Unusable as unusable:
+        unusable.raw = raw
+        return unusable
+
+
+def _row(place: str, number: int, line: str, data: spec.Data) -> Document:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: is not JSON: {error}") from None
+        raise Unusable(place, "not JSON", f"is not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise DataError(f"{place}: is not a JSON object; each line must be one with the text under {field!r}")
-    if field not in row:
-        raise DataError(f"{place}: has no {field!r}; its keys are {', '.join(map(repr, row)) or 'none'}; set data.field")
-    return _checked(place, field, row[field])
+        raise Unusable(place, "no object", f"is not a JSON object; each line must be one with the text under {data.field!r}")
+    if data.field not in row:
+        why = f"has no {data.field!r}; its keys are {', '.join(map(repr, row)) or 'none'}; set data.field"
+        raise Unusable(place, "no field", why)
+    return Document(_checked(place, data.field, row[data.field]), number, _fields(place, row, data))
+
+
+def _fields(place: str, row: dict[str, Any], data: spec.Data) -> dict[str, Any]:
+    """What settings ask for besides the text. Raises Unusable: a field that the row lacks, or of another kind."""
+    return {field: _value(place, row, setting, field, data) for setting, field in data.needed_fields.items()}
+
+
+def _value(place: str, row: dict[str, Any], setting: str, field: str, data: spec.Data) -> Any:
+    value = row.get(field)
+    if value is None:
+        raise Unusable(place, "no field", f"has no {field!r}, which {setting} asks for; its keys are {', '.join(map(repr, row))}")
+    value = value.isoformat() if isinstance(value, date) else value
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    since = next((each for each in (data.split.validation_from, data.split.test_from) if each is not None), None)
+    asked = "a number" if field in data.numeric else None
+    if setting == "data.split.by" and since is not None:
+        asked = "text" if isinstance(since, str) else "a number"
+    if (asked == "a number" and not number) or (asked == "text" and not isinstance(value, str)):
+        raise Unusable(place, "wrong field", f"{field!r} is {value!r}, and {setting} asks for {asked}")
+    return value
 
 
 def _checked(place: str, field: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: {field!r} is {type(value).__name__}, not text; set data.field to the key that holds the text")
+        raise Unusable(place, "no text", f"{field!r} is {type(value).__name__}, not text; set data.field to the key that holds the text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{place}: {field!r} holds half of a surrogate pair, which is no text") from None
+        raise Unusable(place, "no text", f"{field!r} holds half of a surrogate pair, which is no text") from None
     return value
 
 
-def _parquet(path: Path, field: str, on_read: Callable[[int], None]) -> Iterator[str]:
+def _parquet(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
     try:
         import pyarrow
         import pyarrow.parquet as pq
@@ -139,17 +246,31 @@ def _parquet(path: Path, field: str, on_read: Callable[[int], None]) -> Iterator
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install 'plait[parquet]'") from None
     try:
         table = pq.ParquetFile(_parquet_bytes(path))
-        if field not in table.schema_arrow.names:
-            raise DataError(f"{path}: has no column {field!r}; its columns are {', '.join(table.schema_arrow.names)}; set data.field")
-        row = 0
+        columns = _columns(path, table.schema_arrow.names, data)
+        number = 0
         for group in range(table.num_row_groups):
-            for batch in table.iter_batches(batch_size=1024, columns=[field], row_groups=[group]):
-                for value in batch.column(0).to_pylist():
-                    row += 1
-                    yield _checked(f"{path}, row {row}", field, value)
+            for batch in table.iter_batches(batch_size=1024, columns=columns, row_groups=[group]):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _parquet_row(f"{path}, row {number}", number, row, data)
             on_read(path.stat().st_size // table.num_row_groups)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: is no Parquet file or a broken one: {error}") from None
+        raise Unusable(str(path), "broken Parquet", f"is no Parquet file or a broken one: {error}") from None
+
+
+def _columns(path: Path, names: list[str], data: spec.Data) -> list[str]:
+    """The columns to read. Raises Unusable: the file lacks one."""
+    for field in [data.field, *data.needed_fields.values()]:
+        if field not in names:
+            why = f"has no column {field!r}; its columns are {', '.join(names)}; set data.field"
+            raise Unusable(str(path), "no field", why)
+    return list(dict.fromkeys([data.field, *data.needed_fields.values()]))
+
+
+def _parquet_row(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Item:
+    value = row[data.field]
+    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b""
+    return _usable(place, raw, data, lambda: Document(_checked(place, data.field, value), number, _fields(place, row, data)))
 
 
 def _parquet_bytes(path: Path) -> Any:

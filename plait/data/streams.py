@@ -14,6 +14,7 @@ from typing import Protocol
 
 import zstandard
 
+from plait.data.broken import Unusable
 from plait.errors import DataError
 
 BLOCK = 1 << 20
@@ -23,7 +24,7 @@ COMPRESSIONS = (".gz", ".zst")
 def read(path: Path, on_read: Callable[[int], None] = lambda count: None) -> Iterator[bytes]:
     """The blocks of a file's content, decompressed; `on_read` hears how many bytes left the disk.
 
-    Raises DataError: unreadable file, broken compressed stream.
+    Raises DataError: unreadable file. Unusable: broken compressed stream.
     """
     blocks = _blocks(path, on_read)
     if path.suffix in COMPRESSIONS:
@@ -31,31 +32,38 @@ def read(path: Path, on_read: Callable[[int], None] = lambda count: None) -> Ite
     return _without_mark(blocks)
 
 
-def cut(blocks: Iterable[bytes], separator: bytes) -> Iterator[tuple[int, bytes]]:
-    """The pieces between separators, each with its offset in the stream; memory holds one piece and one block."""
-    rest = bytearray()
-    offset = 0
+def cut(blocks: Iterable[bytes], separator: bytes, largest: int | None = None) -> Iterator[tuple[int, bytes]]:
+    """The pieces between separators, each with its offset in the stream; memory holds one piece and one block.
+
+    Of a piece of more than `largest` bytes the first largest + 1 are kept, however long it goes on.
+    """
+    rest, begin = bytearray(), b""
+    offset = piece_at = 0
+    most = None if largest is None else largest + 1
     for block in blocks:
         searched = max(0, len(rest) - len(separator) + 1)
         rest += block
         start = 0
         while (end := rest.find(separator, searched)) >= 0:
-            yield offset + start, bytes(rest[start:end])
+            yield piece_at, (begin + rest[start:end])[:most]
             start = searched = end + len(separator)
+            begin, piece_at = b"", offset + start
+        if most is not None and len(rest) - start > most:
+            begin, start = (begin + rest[start:])[:most], len(rest) - len(separator) + 1
         del rest[:start]
         offset += start
-    if rest:
-        yield offset, bytes(rest)
+    if rest or begin:
+        yield piece_at, (begin + rest)[:most]
 
 
 def text(path: Path, offset: int, piece: bytes) -> str:
-    """UTF-8 bytes that stand at `offset` of a file as text. Raises DataError naming the byte that is none."""
+    """UTF-8 bytes that stand at `offset` of a file as text. Raises Unusable naming the byte that is none."""
     try:
         return piece.decode("utf-8")
     except UnicodeDecodeError as error:
         place = f"byte {offset + error.start}" + (" of the decompressed text" if path.suffix in COMPRESSIONS else "")
-        message = f"{path}: is not UTF-8 at {place} (0x{piece[error.start]:02x}); convert it, for example with iconv -t UTF-8"
-        raise DataError(message) from None
+        why = f"is not UTF-8 at {place} (0x{piece[error.start]:02x}); convert it, for example with iconv -t UTF-8"
+        raise Unusable(str(path), "not UTF-8", why, piece) from None
 
 
 class _Decompressor(Protocol):
@@ -90,9 +98,9 @@ def _decompressed(path: Path, blocks: Iterable[bytes]) -> Iterator[bytes]:
                 block = member.unused_data if member.eof else b""
                 member = None if member.eof else member
     except (zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: is no {path.suffix[1:]} stream or a broken one: {error}") from None
+        raise Unusable(str(path), "broken stream", f"is no {path.suffix[1:]} stream or a broken one: {error}") from None
     if member is not None:
-        raise DataError(f"{path}: the {path.suffix[1:]} stream ends in the middle; the file was cut short")
+        raise Unusable(str(path), "broken stream", f"the {path.suffix[1:]} stream ends in the middle; the file was cut short")
 
 
 def _decompressor(path: Path) -> _Decompressor:

@@ -6,7 +6,9 @@
         train-0.npy                tokens of source 0: end_of_text, a document, end_of_text, a document, ...
         train-0.starts.npy         where each document begins, int64
         train-0.counts.npy         how often each token comes, int64
+        train-0.numbers.npy        numeric fields of each document, where data.numeric names some
         validation-0.npy ...
+        documents.npy              what became of each document of the corpus (records.py)
 
 Tokens are memory-mapped: opening costs nothing, whatever the size. Torch is not needed.
 """
@@ -23,12 +25,12 @@ import numpy as np
 import pydantic
 
 from plait import spec
-from plait.data import tokenizer
+from plait.data import records, tokenizer
+from plait.data.splits import SPLITS
 from plait.errors import DataError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SPLITS = ("train", "validation", "test")
 
 
 class Part(pydantic.BaseModel):
@@ -50,6 +52,14 @@ class StoredTokenizer(pydantic.BaseModel):
     fingerprint: str
 
 
+class Scale(pydantic.BaseModel):
+    """How a numeric field is scaled: by its mean and standard deviation in the training split."""
+
+    field: str
+    mean: float
+    deviation: float
+
+
 class Manifest(pydantic.BaseModel):
     """What a prepared folder says of itself."""
 
@@ -60,6 +70,10 @@ class Manifest(pydantic.BaseModel):
     tokenizer: StoredTokenizer
     splits: dict[str, list[Part]]
     files: dict[str, StoredFile]
+    numeric: list[Scale] = []
+    lineage: records.Lineage | None = None
+    about: dict[str, StoredFile] = {}
+    """Files that tell how the others came about: not part of what is trained on, nor of its fingerprint."""
 
     @property
     def fingerprint(self) -> str:
@@ -114,13 +128,13 @@ class Prepared:
         Raises DataError: no manifest, or a file whose size is not what the manifest says.
         """
         manifest = _read_manifest(folder)
-        for name, file in manifest.files.items():
+        for name, file in (manifest.files | manifest.about).items():
             _check_size(folder, name, file)
         return cls(folder, manifest, data)
 
     def verify(self) -> None:
         """Read every file whole. Raises DataError naming the one whose checksum is not the manifest's."""
-        for name, file in self._manifest.files.items():
+        for name, file in (self._manifest.files | self._manifest.about).items():
             _check_size(self.folder, name, file)
             with (self.folder / name).open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
@@ -151,6 +165,20 @@ class Prepared:
 
     def documents(self, split: str) -> int:
         return sum(part.documents for part in self._manifest.splits[split])
+
+    @property
+    def manifest(self) -> Manifest:
+        return self._manifest
+
+    def records(self) -> np.ndarray:
+        """What became of each document, rows of records.RECORD. Raises DataError: prepared before records were kept."""
+        if self._manifest.lineage is None:
+            raise DataError(f"{self.folder}: was prepared by a plait that kept no records of documents; remove it and prepare again")
+        return _load(self.folder / records.DOCUMENTS)
+
+    def numbers(self, split: str, source: int = 0) -> np.ndarray:
+        """The scaled numeric fields of a source's documents in a split, float64 [documents, fields], in the order of the tokens."""
+        return _load(self.folder / numbers_name(split, source))
 
     def bytes_per_token(self) -> float:
         """Bytes of text that one token stands for, over all splits: what the tokenizer compresses."""
@@ -207,6 +235,10 @@ def tokens_name(split: str, index: int) -> str:
 
 def starts_name(split: str, index: int) -> str:
     return f"{split}-{index}.starts.npy"
+
+
+def numbers_name(split: str, index: int) -> str:
+    return f"{split}-{index}.numbers.npy"
 
 
 def counts_name(split: str, index: int) -> str:

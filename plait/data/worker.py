@@ -2,6 +2,7 @@
 
     parent                                   python -m plait.data.worker (one a core)
       Workers.train(texts)     -- stdin -->  bpe.train                        all cores, in one worker
+      Workers.study(chunk)     -- stdin -->  cleaning.study.write             one core each
       Workers.write(chunk)     -- stdin -->  pieces.write                     one core each
                               <-- stdout --  {"documents": .., "tokens": ..}  or {"error": ..}
 
@@ -25,8 +26,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+
 from plait import spec
-from plait.data import bpe, pieces, tokenizer
+from plait.data import bpe, pieces, records, tokenizer
+from plait.data.chunks import Chunk
 from plait.errors import DataError, WorkerFailed
 
 _LENGTH = struct.Struct("<Q")
@@ -65,28 +69,35 @@ class Workers:
         finally:
             self._free.put(process)
 
-    def write(self, folder: Path, chunk: pieces.Chunk, stored: Path, pattern: str | None, splits: spec.Splits) -> Future[pieces.Done]:
+    def write(self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None) -> Future[pieces.Done]:
         """Tokenise a chunk to its piece; the future raises OSError or WorkerFailed."""
-        request = {
-            "do": "write",
-            "folder": str(folder),
-            "number": chunk.number,
-            "source": chunk.source,
-            "read": chunk.read,
-            "tokenizer": str(stored),
-            "pattern": pattern,
-            "splits": splits.model_dump(),
-        }
-        return self._threads.submit(self._write, request, chunk.texts)
+        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern}
+        return self._threads.submit(self._written, request, chunk)
 
-    def _write(self, request: dict[str, Any], texts: list[str]) -> pieces.Done:
+    def study(self, folder: Path, chunk: Chunk, data: spec.Data, evaluation: Path) -> Future[dict[str, Any]]:
+        """Clean a chunk; the future raises DataError, OSError or WorkerFailed."""
+        request = {"do": "study", "folder": str(folder), "data": data.model_dump_json(), "evaluation": str(evaluation)}
+        return self._threads.submit(self._asked, request, chunk)
+
+    def _written(self, request: dict[str, Any], chunk: Chunk) -> pieces.Done:
+        return pieces.Done(**self._asked(request, chunk))
+
+    def _asked(self, request: dict[str, Any], chunk: Chunk) -> dict[str, Any]:
         process = self._free.get()
         try:
-            _send(process, request)
-            _send_texts(process, texts)
-            return pieces.Done(**_answer(process))
+            send_chunk(process, request, chunk)
+            return _answer(process)
         finally:
             self._free.put(process)
+
+
+def send_chunk(process: Any, request: dict[str, Any], chunk: Chunk) -> None:
+    """A request about a chunk, and the chunk: what is small as JSON, then texts, records and numbers."""
+    about = {"number": chunk.number, "source": chunk.source, "read": chunk.read, "fields": chunk.fields, "numeric": chunk.numbers.shape[1]}
+    _send(process, {**request, **about})
+    _send_texts(process, chunk.texts)
+    _send_bytes(process, chunk.records.tobytes())
+    _send_bytes(process, chunk.numbers.tobytes())
 
 
 def main() -> None:
@@ -101,7 +112,7 @@ def main() -> None:
 
 def _answer_to(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     try:
-        return _train(request, requests) if request["do"] == "train" else _tokenise(request, _texts(requests))
+        return _DOING[request["do"]](request, requests)
     except DataError as error:
         return {"error": str(error), "errno": None}
     except OSError as error:
@@ -114,12 +125,35 @@ def _train(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     return {"json": bpe.train(texts, request["size"])}
 
 
-def _tokenise(request: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+def _tokenise(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    chunk = pieces.Chunk(request["number"], request["source"], texts, request["read"])
-    engine = _loaded(request["tokenizer"], request["pattern"])
-    done = pieces.write(Path(request["folder"]), chunk, engine, spec.Splits(**request["splits"]))
+    chunk = _chunk(request, requests)
+    done = pieces.write(Path(request["folder"]), chunk, _loaded(request["tokenizer"], request["pattern"]))
     return {"documents": done.documents, "tokens": done.tokens}
+
+
+def _study(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
+    from plait.data.cleaning import study
+
+    chunk = _chunk(request, requests)
+    asked = request["data"], request["evaluation"]
+    if asked not in _cleaners:
+        data = spec.Data.model_validate_json(request["data"])
+        _cleaners[asked] = data, study.cleaner_of(data, Path(request["evaluation"]))
+    data, cleaner = _cleaners[asked]
+    study.write(Path(request["folder"]), chunk, cleaner, data)
+    return {}
+
+
+_DOING = {"train": _train, "write": _tokenise, "study": _study}
+_cleaners: dict[tuple[str, str], tuple[spec.Data, Any]] = {}
+
+
+def _chunk(request: dict[str, Any], requests: BinaryIO) -> Chunk:
+    texts = _texts(requests)
+    rows = np.frombuffer(_receive(requests), dtype=records.RECORD)
+    numbers = np.frombuffer(_receive(requests), dtype=np.float64).reshape(len(texts), request["numeric"])
+    return Chunk(request["number"], request["source"], texts, request["read"], rows, request["fields"], numbers)
 
 
 _engines: dict[tuple[str, str | None], tokenizer.Tokenizer] = {}
@@ -153,6 +187,14 @@ def _send_texts(process: subprocess.Popen[bytes], texts: list[str]) -> None:
     try:
         _frame(process.stdin, struct.pack(f"<{len(encoded)}Q", *map(len, encoded)))
         _frame(process.stdin, b"".join(encoded))
+    except BrokenPipeError:
+        raise _died(process) from None
+
+
+def _send_bytes(process: subprocess.Popen[bytes], content: bytes) -> None:
+    assert process.stdin is not None
+    try:
+        _frame(process.stdin, content)
     except BrokenPipeError:
         raise _died(process) from None
 

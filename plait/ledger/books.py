@@ -15,7 +15,6 @@ from plait import events
 from plait.events import Event, Ranges
 from plait.ledger import shares
 from plait.ledger.balance import Balance
-from plait.ledger.checking import Checks
 from plait.ledger.measures import Told, bubbles, measures_of, sum_of_loads
 from plait.ledger.messages import Decision, Member
 from plait.ledger.plan import Agreement, Plan
@@ -27,14 +26,11 @@ RECENT = 10  # steps over which a phase's condition looks back
 
 @dataclass(frozen=True)
 class Due:
-    """check: replicas are compared before anything else."""
-
     save: bool = False
     evaluate: bool = False
-    check: bool = False
 
     def __or__(self, other: Due) -> Due:
-        return Due(self.save or other.save, self.evaluate or other.evaluate, self.check or other.check)
+        return Due(self.save or other.save, self.evaluate or other.evaluate)
 
 
 class Books:
@@ -54,7 +50,6 @@ class Books:
         self.devices: dict[Member, str] = {}
         self.places: dict[Member, tuple[str, int]] = {}
         """host and pid"""
-        self.checks = Checks(record, clock, self.places)
         self.tuning = Tuning(plan.bucket_bytes)
         self._balance = Balance(plan.balance, plan.capacity, plan.micro_batch, plan.grain)
         self._stragglers = Stragglers()
@@ -72,7 +67,6 @@ class Books:
     def take(self, position: dict[str, Any]) -> None:
         """Be where a checkpoint was."""
         self.committed: int = position["step"]
-        self.checks.alike = self.committed
         self.phase: int = position.get("phase", 0)
         self.open = position.get("open", {})
         self._recent: deque[tuple[float, float]] = deque((tuple(pair) for pair in position.get("recent", [])), RECENT)
@@ -196,8 +190,7 @@ class Books:
         save = self._save_planned(step) or (self.stopping and saves_on_stop)
         evaluate = bool(plan.evaluate_every and plan.evaluation_size and (last or step % plan.evaluate_every == 0))
         self._save_asked = False
-        every = plan.check_every
-        return Due(save, evaluate, check=bool(every and (save or step % every == 0)))
+        return Due(save, evaluate)
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint follows a step, as far as is known while it is computed."""

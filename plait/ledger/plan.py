@@ -73,8 +73,6 @@ class Plan:
     """replicas that are there from the beginning; the others come later"""
     fewest: int = 1
     """replicas that a unit needs"""
-    check_every: int | None = None
-    """steps between two comparisons of replicas' state; one comes before each checkpoint too"""
     layout: dict[str, int] = field(default_factory=dict)
     """axes of a replica's mesh that are longer than 1, in the order in which ranks are counted"""
 

@@ -49,8 +49,6 @@ class Proof:
     resumed: int
     recoveries: list[Recovery]
     skipped: list[int]
-    touched: Ranges
-    """[first, last] steps that a replica which was corrupted may have touched, and that were not done again"""
     wrong: list[str]
 
     @property
@@ -80,7 +78,6 @@ def verify_run(folder: Path) -> Proof:
         resumed=sum(isinstance(event, events.Resumed) for event in history),
         recoveries=list(_recoveries(history)),
         skipped=[step.step for step in steps if step.skipped],
-        touched=_touched(history),
         wrong=[*_order(steps), *(fault for step in steps for fault in _cover(step, size(step.step)))],
     )
 
@@ -107,18 +104,6 @@ def _cover(step: Step, size: int) -> Iterable[str]:
     if reached != size:
         missing = [[reached, size]] if reached < size else [[size, reached]]
         yield f"step {step.step}: positions {_said(missing)} {'were used by none' if reached < size else 'are beyond its batch'} of {size}"
-
-
-def _touched(history: Sequence[Event]) -> Ranges:
-    """What a later rollback or resume made void is done again."""
-    touched: Ranges = []
-    for event in history:
-        match event:
-            case events.Corrupted(repaired="healed", since=since, step=step) if [since + 1, step] not in touched:
-                touched.append([since + 1, step])
-            case events.RolledBack(to_step=back) | events.Resumed(from_step=back):
-                touched = [[first, min(last, back)] for first, last in touched if first <= back]
-    return touched
 
 
 def _said(ranges: Ranges) -> str:

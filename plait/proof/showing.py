@@ -109,7 +109,6 @@ def coverage(proof: Proof) -> str:
         f"{len(proof.recoveries)} {_many('failure', len(proof.recoveries))}, {len(proof.skipped)} steps skipped as not finite",
         *(f"  {_recovery(recovery)}" for recovery in proof.recoveries),
     ]
-    lines += [f"steps {first} to {last} may be touched by a replica that was corrupted" for first, last in proof.touched]
     if proof.ok:
         return "\n".join([*lines, "each sample of each committed step was used exactly once"])
     return "\n".join([*lines, f"{len(proof.wrong)} faults:", *(f"  {fault}" for fault in proof.wrong)])

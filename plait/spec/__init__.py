@@ -4,8 +4,9 @@
 the setting's path, what is wrong and what would be right.
 """
 
+from plait.spec.clean import Clean, Limits
 from plait.spec.cluster import Cluster, Device
-from plait.spec.data import Data, Source, Splits, Tokenizer
+from plait.spec.data import Data, Source, Tokenizer
 from plait.spec.duration import Duration
 from plait.spec.elastic import Balance
 from plait.spec.finetune import Finetune, Lora, some_paths
@@ -16,6 +17,7 @@ from plait.spec.model import Mixture, Model
 from plait.spec.reading import load, parse, schema
 from plait.spec.run import Run, flatten, shapes_curve
 from plait.spec.section import Section
+from plait.spec.split import Splits
 from plait.spec.sync import Agreement, Link, Phase, Sync
 from plait.spec.train import BatchStage, Optimizer, Schedule, Train
 from plait.spec.until import Until
@@ -28,12 +30,14 @@ __all__ = [
     "Balance",
     "BatchStage",
     "Checkpoint",
+    "Clean",
     "Cluster",
     "Data",
     "Device",
     "Duration",
     "Finetune",
     "Layout",
+    "Limits",
     "Link",
     "Lora",
     "Mixture",

@@ -6,8 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plait.spec.clean import Clean
 from plait.spec.places import Place
-from plait.spec.section import Fraction, Positive, Section
+from plait.spec.section import Positive, Section
+from plait.spec.split import SOURCE, Splits
 
 
 class Source(Section):
@@ -35,19 +37,6 @@ class Tokenizer(Section):
         return self
 
 
-class Splits(Section):
-    """Shares of the documents, told by a hash of their content."""
-
-    validation: Fraction = Field(0.05, description="share of the documents")
-    test: Fraction = Field(0.05, description="share of the documents")
-
-    @model_validator(mode="after")
-    def _something_left(self) -> Self:
-        if self.validation + self.test >= 1:
-            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves nothing to train on")
-        return self
-
-
 class Data(Section):
     """What it is computed on."""
 
@@ -62,3 +51,23 @@ class Data(Section):
     split: Splits = Field(Splits(), description="what is held back")
     document_mask: bool = Field(False, description="attention does not cross the border of two documents")
     workers: Positive | None = Field(None, description="processes that prepare; the cores when left out")
+    broken: Literal["fail", "skip", "quarantine"] = Field(
+        "fail", description="what becomes of input that cannot be used: an error, left out and counted, or laid aside in a file too"
+    )
+    largest: Positive | None = Field(None, description="bytes of the largest document; a larger one cannot be used; no bound when left out")
+    numeric: list[str] = Field(
+        [], description="fields of numbers that are kept beside the tokens, scaled by the training split's mean and deviation"
+    )
+    clean: Clean | None = Field(None, description="how raw text is cleaned; as it is when left out")
+
+    @property
+    def needed_fields(self) -> dict[str, str]:
+        """Fields of a row that settings ask for besides the text, by setting."""
+        asked = {"data.split.by": self.split.by if self.split.by != SOURCE else None, "data.split.stratify": self.split.stratify}
+        named = {setting: field for setting, field in asked.items() if field is not None}
+        return named | {f"data.numeric.{number}": field for number, field in enumerate(self.numeric)}
+
+    @property
+    def studied(self) -> bool:
+        """Whether documents are looked at together before any is taken."""
+        return self.clean is not None or self.split.stratify is not None or self.split.together is not None

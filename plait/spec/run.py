@@ -61,11 +61,6 @@ class Run(Section):
     def _agreeable(self) -> Self:
         for agreement in self.sync.agreements:
             self._check_agreement(agreement)
-        if self.elastic.check_every is not None and all(agreement.strategy == "server" for agreement in self.sync.agreements):
-            raise ValueError(
-                'elastic.check_every compares the state of replicas, and sync.strategy = "server" keeps it once, on the servers; leave '
-                "check_every out"
-            )
         if self.sync.serves and self.train.micro_batch == "auto":
             raise ValueError(
                 'train.micro_batch = "auto" is for shares of a batch, and sync.strategy = "server" leases micro-batches; write a number'

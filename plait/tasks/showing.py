@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from plait.data.prepare import Progress
@@ -56,7 +57,28 @@ def prepared_lines(prepared: Prepared) -> str:
     lines += [f"  {split:<10} {prepared.tokens(split):>14,} tokens in {prepared.documents(split):,} documents" for split in SPLITS]
     if prepared.tokens("train"):
         lines.append(f"  unigram entropy {prepared.unigram_entropy():.4f} nats a token: what a model must beat")
-    return "\n".join(lines)
+    return "\n".join(lines + _left_out(prepared))
+
+
+def _left_out(prepared: Prepared) -> list[str]:
+    """What of the corpus is not in the token files, and why."""
+    lineage = prepared.manifest.lineage
+    if lineage is None:
+        return []
+    dropped = [(step.name, step.documents) for step in lineage.steps if step.kind == "drops" and step.documents]
+    lines = (
+        [f"  dropped {sum(count for _, count in dropped):,} of {lineage.steps[0].documents:,} documents: {_counted(dropped)}"]
+        if dropped
+        else []
+    )
+    if lineage.broken:
+        lines.append(f"  could not be used: {_counted(lineage.broken.items())}")
+        lines += [f"    {message}" for message in lineage.first_broken.values()]
+    return lines
+
+
+def _counted(counts: Iterable[tuple[str, int]]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts, key=lambda each: -each[1]))
 
 
 def conclusion(result: Result) -> str:

@@ -36,12 +36,10 @@ def train(
     duties.perform(verdict)
     while (work := verdict.work) is not None:
         clock.start()
-        if work.last or work.check == "each":  # what comes after it may lead back to the checkpoint that is being written
+        if work.last:
             duties.finish()
         try:
-            if work.check:
-                verdict = sync.compare(work, replica, ledger)
-            elif (instead := sync.begin(work, replica)) is not None:
+            if (instead := sync.begin(work, replica)) is not None:
                 verdict = instead
             else:
                 done = [_learn(part, work, sync, replica, loader, ledger, rate, clock) for part in work.parts]

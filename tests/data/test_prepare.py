@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from plait import spec
-from plait.data import pieces, prepare, worker
+from plait.data import chunks, pieces, preparation, prepare, records, splits, worker
+from plait.data.chunks import Chunk
 from plait.data.prepare import Progress
 from plait.data.tokens import SPLITS, Prepared
 from plait.errors import DataError, WorkerFailed
@@ -46,6 +47,10 @@ def texts_of(prepared: Prepared, split: str, source: int = 0) -> list[str]:
     return [tokenizer.decode(part[1:].tolist()) for part in np.split(file.tokens, file.starts[1:])]
 
 
+def home(text: str, told: spec.Splits) -> str:
+    return SPLITS[splits.of(records.identity(text), "", {}, told)]
+
+
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> spec.Data:
     data = told(tmp_path_factory.mktemp("ready"))
@@ -58,7 +63,7 @@ def test_token_files_hold_each_document_once_in_the_split_of_its_content(ready: 
     assert prepared.vocabulary == 280
     assert sorted(text for split in SPLITS for text in texts_of(prepared, split)) == sorted(documents(80))
     for split in SPLITS:
-        assert texts_of(prepared, split) == [text for text in documents(80) if pieces.split_of(text, ready.split) == split]
+        assert texts_of(prepared, split) == [text for text in documents(80) if home(text, ready.split) == split]
         assert prepared.documents(split) == len(texts_of(prepared, split))
     text = sum(len(one) for one in documents(80))
     assert prepared.bytes_per_token() == pytest.approx(text / sum(prepared.tokens(split) for split in SPLITS))
@@ -66,14 +71,14 @@ def test_token_files_hold_each_document_once_in_the_split_of_its_content(ready: 
 
 def test_a_document_keeps_its_split_wherever_it_stands() -> None:
     splits = spec.Splits(validation=0.2, test=0.3)
-    homes = [pieces.split_of(text, splits) for text in documents(4000)]
+    homes = [home(text, splits) for text in documents(4000)]
     assert abs(homes.count("validation") - 800) < 120
     assert abs(homes.count("test") - 1200) < 150
-    assert homes[::-1] == [pieces.split_of(text, splits) for text in documents(4000)[::-1]]
+    assert homes[::-1] == [home(text, splits) for text in documents(4000)[::-1]]
 
 
 def test_what_is_prepared_is_found_and_not_read_again(ready: spec.Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "Workers", None)
+    monkeypatch.setattr(preparation, "Workers", None)
     found = prepare.find(ready)
     assert found is not None
     assert found.fingerprint == prepare.prepare(ready).fingerprint == Prepared.open(found.folder).fingerprint
@@ -94,7 +99,7 @@ def test_the_fingerprint_is_of_content_not_of_paths(ready: spec.Data, tmp_path: 
 
 
 def test_many_pieces_and_workers_give_the_same_bytes(ready: spec.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pieces, "SMALLEST", 700)
+    monkeypatch.setattr(chunks, "SMALLEST", 700)
     heard: list[Progress] = []
     split = prepare.prepare(told(tmp_path, workers=2), listener=heard.append)
     split.verify()
@@ -112,7 +117,7 @@ def test_sources_of_a_mixture_have_a_file_each(tmp_path: Path) -> None:
     prepared = prepare.prepare(data)
     train = prepared.split("train", 16)
     assert train.weights == [1.0, 3.0]
-    assert texts_of(prepared, "train", 1) == [text for text in documents(30, seed=1) if pieces.split_of(text, data.split) == "train"]
+    assert texts_of(prepared, "train", 1) == [text for text in documents(30, seed=1) if home(text, data.split) == "train"]
     assert prepared.tokens("train") == train.tokens
     reweighed = data.model_copy(update={"corpus": [*plain.corpus, spec.Source(path=str(other), weight=9.0)]})
     assert prepare.prepare(reweighed).folder == prepared.folder
@@ -129,7 +134,7 @@ def test_a_foreign_tokenizer_is_copied_in(ready: spec.Data, tmp_path: Path) -> N
 
 def test_the_tokenizer_is_trained_on_the_training_split_alone(tmp_path: Path) -> None:
     texts = documents(60)
-    secret = next(f"zq{n} " * 50 for n in range(1000) if pieces.split_of((f"zq{n} " * 50).strip("\r\n"), spec.Splits()) == "validation")
+    secret = next(f"zq{n} " * 50 for n in range(1000) if home((f"zq{n} " * 50).strip("\r\n"), spec.Splits()) == "validation")
     with_secret, without = tmp_path / "a", tmp_path / "b"
     with_secret.mkdir()
     without.mkdir()
@@ -149,17 +154,17 @@ def test_a_very_large_corpus_trains_the_tokenizer_on_an_even_sample(tmp_path: Pa
 
     monkeypatch.setattr(worker.Workers, "train", spy)
     data = told(tmp_path)
-    monkeypatch.setattr(prepare, "TRAINING_BYTES", (tmp_path / "corpus.txt").stat().st_size // 4)
+    monkeypatch.setattr(preparation, "TRAINING_BYTES", (tmp_path / "corpus.txt").stat().st_size // 4)
     prepare.prepare(data)
-    train = [text for text in documents(80) if pieces.split_of(text, data.split) == "train"]
+    train = [text for text in documents(80) if home(text, data.split) == "train"]
     assert len(train) // 4 - 1 <= len(seen) <= len(train) // 4 + 1
     assert int(seen[-1].split(":")[0]) > 70
 
 
-IMPORTS = "import os, signal, sys; from plait import spec; from plait.data import pieces, prepare"
+IMPORTS = "import os, signal, sys; from plait import spec; from plait.data import chunks, prepare"
 KILLED = f"""
 {IMPORTS}
-pieces.SMALLEST = 700
+chunks.SMALLEST = 700
 def listener(progress):
     if progress.stage == sys.argv[2] and (progress.documents >= 20):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -178,12 +183,12 @@ def test_a_killed_preparation_goes_on_where_it_was(ready: spec.Data, tmp_path: P
     written: list[int] = []
     original = worker.Workers.write
 
-    def spy(self: worker.Workers, folder: Path, chunk: pieces.Chunk, *rest: Any) -> Any:
+    def spy(self: worker.Workers, folder: Path, chunk: Chunk, *rest: Any) -> Any:
         written.append(chunk.number)
         return original(self, folder, chunk, *rest)
 
     monkeypatch.setattr(worker.Workers, "write", spy)
-    monkeypatch.setattr(pieces, "SMALLEST", 700)
+    monkeypatch.setattr(chunks, "SMALLEST", 700)
     prepared = prepare.prepare(data)
     prepared.verify()
     assert prepared.fingerprint == prepare.prepare(ready).fingerprint
@@ -195,13 +200,12 @@ def test_a_killed_preparation_goes_on_where_it_was(ready: spec.Data, tmp_path: P
 @pytest.mark.parametrize("arrived", [0.1, 0.5, 0.9, 1.0])
 def test_a_request_cut_off_by_the_parents_death_leaves_no_piece(ready: spec.Data, tmp_path: Path, arrived: float) -> None:
     stored = prepare.prepare(ready).folder / "tokenizer.json"
-    request = {"do": "write", "folder": str(tmp_path), "number": 0, "source": 0, "read": 0, "tokenizer": str(stored), "pattern": None}
-    request["splits"] = ready.split.model_dump()
+    request = {"do": "write", "folder": str(tmp_path), "tokenizer": str(stored), "pattern": None}
     pipe = io.BytesIO()
     process: Any = SimpleNamespace(stdin=pipe)
-    worker._send(process, request)
-    start = len(pipe.getvalue())
-    worker._send_texts(process, documents(40))
+    texts = documents(40)
+    worker.send_chunk(process, request, Chunk(0, 0, texts, 0, records.blank(40), numbers=np.zeros((40, 0))))
+    start = pipe.getvalue().index(texts[0].encode())
     whole = pipe.getvalue()
     sent = whole[: start + round((len(whole) - start) * arrived)]
     command = [sys.executable, "-m", "plait.data.worker"]
@@ -223,7 +227,7 @@ def test_a_script_without_a_main_guard_prepares(tmp_path: Path) -> None:
     data = told(tmp_path, workers=2)
     script = tmp_path / "script.py"
     script.write_text(
-        f"print('once')\nfrom plait import spec\nfrom plait.data import pieces, prepare\npieces.SMALLEST = 700\n"
+        f"print('once')\nfrom plait import spec\nfrom plait.data import chunks, prepare\nchunks.SMALLEST = 700\n"
         f"prepare.prepare(spec.Data.model_validate_json({data.model_dump_json()!r}))\n"
     )
     (tmp_path / "json.py").write_text("raise RuntimeError('a file of the user, not ours to import')\n")
@@ -264,11 +268,11 @@ def answering(original: Callable[[Any], Any], change: Callable[[Any], dict[str, 
 
 
 def test_a_worker_that_dies_is_told(tmp_path: Path) -> None:
-    chunk = pieces.Chunk(0, 0, ["text"], 4)
+    chunk = Chunk(0, 0, ["text"], 4, records.blank(1))
     with worker.Workers(1) as workers:
         workers._processes[0].kill()
         with pytest.raises(WorkerFailed, match="killed by signal 9"):
-            workers.write(tmp_path, chunk, tmp_path / "tokenizer.json", None, spec.Splits()).result()
+            workers.write(tmp_path, chunk, tmp_path / "tokenizer.json", None).result()
 
 
 def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
@@ -286,7 +290,8 @@ def test_a_corpus_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("texts", "settings", "message"),
     [
-        ([], {}, r"data.corpus: is empty: no text in .*corpus.txt"),
+        ([], {}, r"corpus.txt: is empty: it has no bytes"),
+        (["\n"], {}, r"data.corpus: is empty: no text in .*corpus.txt"),
         ([" \n", "\n"], {}, r"data.corpus: is empty"),
         (None, {"tokenizer": spec.Tokenizer(train=50_000)}, r"train = 50000 is more than the corpus can give"),
     ],

@@ -24,7 +24,7 @@ def data(*corpus: Any, **settings: Any) -> spec.Data:
 
 def read(path: Path | str, **settings: Any) -> list[str]:
     told = data(str(path), **settings)
-    return [text for source in sources.resolve(told) for file in source.files for text in sources.documents(file, told)]
+    return [document.text for file in sources.every_file(sources.resolve(told)) for document in sources.documents(file, told)]
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -132,7 +132,7 @@ def test_parquet_without_the_field_names_the_columns(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"pip install 'plait\[parquet\]'"):
-        read(write(tmp_path / "a.parquet", b""))
+        read(write(tmp_path / "a.parquet", b"PAR1"))
 
 
 @pytest.mark.parametrize(

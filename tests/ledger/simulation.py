@@ -2,8 +2,7 @@
 
 Workers that agree together meet, hand over their state, compute, sum and vote as replicas do; the state is the list of steps that count.
 What one sends to another stays in order; everything else interleaves as a schedule chooses. Workers and servers may be killed: what they
-had sent may still arrive. Bits of what a worker holds may flip: sums that it takes part in then touch what all hold. Servers check what
-they are told; the run's coverage is checked from its journal.
+had sent may still arrive. Servers check what they are told; the run's coverage is checked from its journal.
 """
 
 from __future__ import annotations
@@ -54,10 +53,6 @@ class Worker:
     left: bool = False
     life: int = 0
     state: tuple[int, ...] | None = None
-    wrong: frozenset[str] = frozenset()
-    """what is not as it should be in its state"""
-    compared: bool = False
-    """since it was last told something"""
 
 
 @dataclass
@@ -79,19 +74,13 @@ class Server:
 
 
 class Simulation:
-    """`seed` chooses what happens next; kills: how many members die at most; flips: bits, at most. uneven: speeds differ, and change."""
+    """`seed` chooses what happens next; kills: how many members die at most. uneven: speeds differ, and change."""
 
-    def __init__(self, plan: Plan, seed: int, kills: int = 0, position: dict | None = None, uneven: bool = False, flips: int = 0) -> None:
+    def __init__(self, plan: Plan, seed: int, kills: int = 0, position: dict | None = None, uneven: bool = False) -> None:
         self.plan = plan
         self.chance = random.Random(seed)
         self.kills = kills
         self.uneven = uneven
-        self.flips = flips
-        self.flipped: list[int] = []
-        """committed steps at each flip"""
-        self.saved: dict[int, frozenset[str]] = {}
-        self.touched: dict[int, frozenset[str]] = {}
-        """by unit, what is wrong with its sum"""
         self.recorded: list[events.Event] = []
         self.positions: list[dict] = []
         self.ledger = Ledger(plan, self.recorded.append, lambda: 0.0, position)
@@ -126,8 +115,6 @@ class Simulation:
             if self.kills and self.chance.random() < 0.02:
                 self.kill()
                 continue
-            if self.flips and self.chance.random() < 0.01:
-                self.flip()
             sender, receiver = self.chance.choice(under_way)
             letter = self.mail[sender, receiver].popleft()
             self.receive(sender, receiver, letter)
@@ -184,15 +171,6 @@ class Simulation:
         self.lives[member] += 1  # what it had sent is lost with it, and what is for it too
         self.deliver(self.ledger.lose(member, "killed"))
 
-    def flip(self) -> None:
-        """Of a worker that has a state, and has not been found sound a moment ago: what is saved of it would be wrong, and nobody know."""
-        struck = [worker for worker in self.workers.values() if worker.state is not None and not worker.compared and not worker.left]
-        if struck and self.ledger.committed < self.plan.steps:
-            self.flips -= 1
-            worker = self.chance.choice(struck)
-            worker.wrong |= {f"flip {self.flips}"}
-            self.flipped.append(self.ledger.committed)
-
     # --- workers -----------------------------------------------------------------------------------------------------
 
     def hear(self, member: Member, sender: object, letter: object) -> None:
@@ -218,20 +196,14 @@ class Simulation:
             return
         if verdict.to_step is not None:
             worker.state = tuple(range(1, verdict.to_step + 1))
-            worker.wrong = self.saved.get(verdict.to_step, frozenset())
         elif verdict.decision == "commit":
             assert worker.state is not None
             worker.state = (*worker.state, *range(worker.state[-1] + 1 if worker.state else 1, verdict.step + 1))
             assert worker.state == tuple(range(1, verdict.step + 1)), "a step is missing, or applied twice"
-            worker.wrong |= self.touched.get(verdict.unit, frozenset())
 
     def together(self, member: Member, worker: Worker, work: Work) -> None:
         """A lease of a share, or of nothing."""
-        if work.check in ("whole", "each"):
-            worker.work, worker.compared = None, True
-            told = {"state": f"{worker.state} {sorted(worker.wrong)}", "step": "1"}
-            self.post((member, worker.life), "ledger", Vote(work.unit, [], 0.1, fingerprints=told))
-        elif work.peers:
+        if work.peers:
             self.post("itself", (member, worker.life), ("arrived", work.unit))
         else:
             self.vote(member, worker, work)
@@ -253,7 +225,7 @@ class Simulation:
         arrived.add((member, worker.life))
         everyone = {((replica, rank), self.lives[replica, rank]) for replica in work.peers for rank in range(self.plan.ranks)}
         if everyone <= arrived:
-            if (work.parts or work.new) and not self.plan.servers:
+            if work.parts and not self.plan.servers:
                 self.hand_over(work)
             for each in sorted(everyone):
                 self.post("itself", each, ("summed", unit))
@@ -261,13 +233,9 @@ class Simulation:
     def hand_over(self, work: Work) -> None:
         level = {worker.state for (replica, _), worker in self.workers.items() if replica in work.peers and replica not in work.new}
         assert len(level) == 1, "replicas that are level differ"
-        for (replica, rank), worker in self.workers.items():
+        for (replica, _), worker in self.workers.items():
             if replica in work.new:
-                source = self.chance.choice([replica for replica in work.peers if replica not in work.new])
-                worker.state, worker.wrong = min(level), self.workers[source, rank].wrong
-        if work.parts:
-            wrong = {each for (replica, _), worker in self.workers.items() if replica in work.peers for each in worker.wrong}
-            self.touched[work.unit] = frozenset({f"unit {work.unit}"} if wrong else ())
+                worker.state = min(level)
 
     def vote(self, member: Member, worker: Worker, work: Work) -> None:
         worker.work = None
@@ -305,13 +273,11 @@ class Simulation:
         """Duties, then the next unit: pushes, and a vote."""
         verdict, worker.verdict = worker.verdict, None
         worker.work = verdict.work
-        worker.compared &= verdict.work is not None and verdict.work.check == "heal"
         if verdict.evaluate is not None:
             sequences = sum(end - first for first, end in verdict.evaluate)
             self.post((member, worker.life), "ledger", Measured(verdict.step, "validation", 1.0 * sequences, 0, sequences))
         if verdict.position is not None:
             self.positions.append(verdict.position)
-            self.saved[verdict.step] = worker.wrong
             self.post((member, worker.life), "ledger", Kept(verdict.step, "x", 1, 0.0, 0.0))
         work = verdict.work
         if work is None:

@@ -1,0 +1,357 @@
+"""One corpus on its way to a folder: read, studied if that is asked for, tokenised, written.
+
+    files ─ documents ─┬──────────────────────────────────────────────┬─ tokenizer ─ pieces ─ token files, documents.npy, manifest.json
+                       └─ cleaned in chunks ─ compared with each other ┘
+                          (cleaning/study.py)
+
+Whatever stands in the folder's `.making` is done already: each file there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from plait import __version__, spec
+from plait.data import broken, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens
+from plait.data.broken import Aside
+from plait.data.chunks import Chunk, Taken
+from plait.data.cleaning import cleaner, study
+from plait.data.progress import Listener, Progress, Stage
+from plait.data.sources import Document, Source
+from plait.data.worker import Workers
+from plait.errors import DataError
+from plait.store import durable
+
+TRAINING_BYTES = 1 << 30  # a tokenizer learns no more from more text than this
+ASIDE, EVALUATION = "aside.json", "evaluation.npy"
+Answer = TypeVar("Answer")
+
+
+class Preparation:
+    """From sources to a folder of token files; cut off, it goes on where it was."""
+
+    def __init__(self, data: spec.Data, found: list[Source], folder: Path, listener: Listener) -> None:
+        self._data = data
+        self._sources = found
+        self._folder = folder
+        self._making = folder.with_name(f"{folder.name}.making")
+        self._pieces = self._making / "pieces"
+        self._listener = listener
+        self._total = sources.size(found)
+        self._documents = 0
+        self._tokens = 0
+
+    def run(self, unchanged: Callable[[], bool]) -> None:
+        """unchanged: whether the sources are what the folder's name says, asked once they have been read. Raises DataError."""
+        self._pieces.mkdir(parents=True, exist_ok=True)
+        for cut_short in self._making.glob("**/*.part"):
+            cut_short.unlink()
+        if not (self._making / tokens.MANIFEST).exists():
+            with Workers(self._processes()) as workers:
+                if self._data.studied:
+                    self._study(workers)
+                stored = self._tokenizer(workers)
+                numbers = self._tokenise(workers, stored)
+            if not unchanged():
+                shutil.rmtree(self._making)
+                raise DataError("data.corpus: a file changed while it was being prepared; run again once it is at rest")
+            self._write(stored, numbers)
+        shutil.rmtree(self._pieces)
+        (self._making / ASIDE).unlink(missing_ok=True)
+        durable.rename(self._making, self._folder)
+
+    def _processes(self) -> int:
+        """No more than there is work for: a worker takes longer to start than a small chunk to tokenise."""
+        cores = self._data.workers or len(os.sched_getaffinity(0))
+        return max(1, min(cores, math.ceil(self._total / chunks.SMALLEST)))
+
+    # --- documents -------------------------------------------------------------------------------------------------
+
+    def _read(self, aside: Aside) -> Iterator[Taken]:
+        """Every document of the corpus with its record, and the split that content or a field tell."""
+        read = 0
+        number = 0
+
+        def on_read(count: int) -> None:
+            nonlocal read
+            read += count
+
+        for index, source in enumerate(self._sources):
+            for file in source.files:
+                for document in sources.documents(file, self._data, on_read, aside):
+                    yield self._taken(index, number, document, read)
+                number += 1
+
+    def _taken(self, source: int, file: int, document: Document, read: int) -> Taken:
+        record = records.blank(1)[0]
+        identity = records.identity(document.text)
+        length = len(document.text)
+        record["id"], record["place"], record["file"], record["source"] = identity, document.place, file, source
+        record["before"] = record["after"] = length
+        record["split"] = splits.of(identity, self._sources[source].name, document.fields, self._data.split)
+        return Taken(source, document.text, record, document.fields, read)
+
+    def _accounted(self) -> _Accounted:
+        """Reads the corpus through once, and keeps account of what cannot be used."""
+        return _Accounted(self._making, self._data)
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """What is tokenised: the corpus in chunks, or the chunks as they were studied."""
+        if self._data.studied:
+            yield from self._studied()
+            return
+        with self._accounted() as aside:
+            yield from chunks.cut(self._read(aside), self._total, self._data.numeric)
+
+    def _studied(self) -> Iterator[Chunk]:
+        decided = np.load(self._pieces / study.DECIDED, mmap_mode="r", allow_pickle=False)
+        first = 0
+        for number in range(len(list(self._pieces.glob("*.study.npz")))):
+            studied = study.read(self._pieces, number)
+            rows = np.array(decided[first : first + len(studied.records)])
+            first += len(rows)
+            stayed = (rows["reason"] == records.KEPT)[studied.records["reason"] == records.KEPT]
+            texts = [text for text, stays in zip(studied.texts, stayed, strict=True) if stays]
+            fields = [each for each, stays in zip(studied.fields, stayed, strict=True) if stays]
+            source = int(rows["source"][0])
+            read = self._total * first // max(1, len(decided))
+            yield Chunk(number, source, texts, read, rows, fields, chunks.numbers_of(fields, self._data.numeric))
+
+    # --- cleaning --------------------------------------------------------------------------------------------------
+
+    def _study(self, workers: Workers) -> None:
+        if (self._pieces / study.DECIDED).exists():
+            return
+        evaluation = self._evaluation()
+        numbers: list[int] = []
+        with self._accounted() as aside:
+            cut = chunks.cut(self._read(aside), self._total, self._data.numeric)
+            self._in_parallel(
+                (chunk for chunk in cut if not numbers.append(chunk.number)),  # type: ignore[func-returns-value]
+                lambda chunk: study.path_of(self._pieces, chunk.number).exists(),
+                lambda chunk: workers.study(self._pieces, chunk, self._data, evaluation),
+                lambda chunk, answer: self._tell("cleaning", chunk.read),
+            )
+        if not numbers:
+            raise self._empty()
+        self._tell("comparing", self._total)
+        study.decide(self._pieces, numbers, self._data)
+
+    def _evaluation(self) -> Path:
+        """The word sequences of the evaluation sets, in a file for workers."""
+        path = self._pieces / EVALUATION
+        clean = self._data.clean
+        if clean is not None and clean.against and not path.exists():
+            texts = [document.text for file in sources.files(clean.against) for document in sources.documents(file, self._data_of_texts())]
+            pieces.store(path, cleaner.evaluation_grams(texts, clean.against_words))
+        return path
+
+    def _data_of_texts(self) -> spec.Data:
+        """Settings to read texts by, of which nothing else is asked."""
+        return self._data.model_copy(update={"split": spec.Splits(), "numeric": []})
+
+    def _in_parallel(
+        self,
+        cut: Iterator[Chunk],
+        stands: Callable[[Chunk], bool],
+        start: Callable[[Chunk], Future[Answer]],
+        settle: Callable[[Chunk, Answer | None], None],
+    ) -> None:
+        """Work on chunks in order, a few at a time; those that stand already are settled at once, without an answer."""
+        waiting: deque[tuple[Chunk, Future[Answer]]] = deque()
+
+        def settle_first() -> None:
+            chunk, future = waiting.popleft()
+            settle(chunk, future.result())
+
+        for chunk in cut:
+            if stands(chunk):
+                settle(chunk, None)
+                continue
+            waiting.append((chunk, start(chunk)))
+            if len(waiting) > 2 * self._processes():
+                settle_first()
+        while waiting:
+            settle_first()
+
+    # --- tokens ----------------------------------------------------------------------------------------------------
+
+    def _tokenizer(self, workers: Workers) -> Path:
+        """The tokenizer's file in the folder: copied there, or trained on the training split."""
+        asked = self._data.tokenizer
+        if asked.file is not None:
+            source = Path(asked.file)
+            stored = self._making / f"tokenizer{source.suffix}"
+            tokenizer.load(source, asked.pattern)
+            with durable.writing(stored) as file:
+                file.write(source.read_bytes())
+            return stored
+        stored = self._making / "tokenizer.json"
+        if not stored.exists():
+            assert asked.train is not None
+            trained = workers.train(self._training_texts(), asked.train)
+            with durable.writing(stored) as file:
+                file.write(trained.encode())
+        return stored
+
+    def _training_texts(self) -> Iterator[list[str]]:
+        """Documents of the training split; of a very large corpus an even sample."""
+        share = min(1.0, TRAINING_BYTES / max(1, self._total))
+        held, texts, taken, empty = 0, [], 0.0, True
+        for text, split, read in self._texts():
+            empty = False
+            if split != splits.TRAIN:
+                continue
+            taken += share
+            if taken < 1:
+                continue
+            taken -= 1
+            texts.append(text)
+            held += len(text)
+            if held >= chunks.SMALLEST:
+                self._tell("training the tokenizer", read)
+                yield texts
+                held, texts = 0, []
+        if empty:
+            raise self._empty()
+        if texts:
+            yield texts
+
+    def _texts(self) -> Iterator[tuple[str, int, int]]:
+        """The texts that stay, each with its split and how far the corpus was read."""
+        if not self._data.studied:
+            yield from ((each.text, int(each.record["split"]), each.read) for each in self._read(Aside(self._data.broken)))
+            return
+        for chunk in self._studied():
+            homes = chunk.records["split"][chunk.records["reason"] == records.KEPT].tolist()
+            yield from ((text, home, chunk.read) for text, home in zip(chunk.texts, homes, strict=True))
+
+    def _tokenise(self, workers: Workers, stored: Path) -> list[list[int]]:
+        """All pieces, those that stand already left alone; returns their numbers by source."""
+        numbers: list[list[int]] = [[] for _ in self._sources]
+
+        def settle(chunk: Chunk, done: pieces.Done | None) -> None:
+            numbers[chunk.source].append(chunk.number)
+            done = done or pieces.done(self._pieces, chunk.number)
+            assert done is not None, chunk.number
+            self._documents += done.documents
+            self._tokens += done.tokens
+            self._tell("tokenising", chunk.read)
+
+        pattern = self._data.tokenizer.pattern
+        self._in_parallel(
+            self._chunks(),
+            lambda chunk: pieces.path_of(self._pieces, chunk.number).exists(),
+            lambda chunk: workers.write(self._pieces, chunk, stored, pattern),
+            settle,
+        )
+        if not self._documents:
+            raise self._empty()
+        return numbers
+
+    def _empty(self) -> DataError:
+        paths = [str(path) for path in sources.paths(self._sources)]
+        more = f" and {len(paths) - 4} more" if len(paths) > 4 else ""
+        dropped = " that data.clean keeps; lower data.clean.limits" if self._data.clean else ""
+        return DataError(f"data.corpus: is empty: no text in {', '.join(paths[:4])}{more}{dropped}")
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    def _write(self, stored: Path, numbers: list[list[int]]) -> None:
+        """Token files, and the manifest after them."""
+        self._tell("writing", self._total)
+        engine = tokenizer.load(stored, self._data.tokenizer.pattern)
+        files = {stored.name: _stored(stored)}
+        parts: dict[str, list[tokens.Part]] = {split: [] for split in tokens.SPLITS}
+        for split, mine in parts.items():
+            for index, each in enumerate(numbers):
+                part, written = pieces.join(self._pieces, each, split, index, self._making, engine.vocabulary)
+                mine.append(part)
+                files |= written
+        scales, written = self._numeric(numbers)
+        about, told = self._about(numbers)
+        manifest = tokens.Manifest(
+            format=tokens.FORMAT,
+            request=self._folder.name,
+            vocabulary=engine.vocabulary,
+            end_of_text=engine.end_of_text,
+            tokenizer=tokens.StoredTokenizer(file=stored.name, pattern=self._data.tokenizer.pattern, fingerprint=engine.fingerprint),
+            splits=parts,
+            files=files | written,
+            numeric=scales,
+            lineage=told,
+            about=about,
+        )
+        with durable.writing(self._making / tokens.MANIFEST) as file:
+            file.write(manifest.model_dump_json(indent=1).encode())
+        durable.sync_folder(self._making)
+
+    def _numeric(self, numbers: list[list[int]]) -> tuple[list[tokens.Scale], dict[str, tokens.StoredFile]]:
+        """Numeric fields, scaled by what the training split says of them."""
+        if not self._data.numeric:
+            return [], {}
+        whole = np.concatenate([pieces.joined_numbers(self._pieces, mine, "train") for mine in numbers if mine])
+        mean, deviation = (whole.mean(axis=0), whole.std(axis=0)) if len(whole) else (np.zeros(whole.shape[1]), np.ones(whole.shape[1]))
+        deviation = np.where(deviation > 0, deviation, 1.0)
+        files = {
+            tokens.numbers_name(split, index): pieces.store(
+                self._making / tokens.numbers_name(split, index), (pieces.joined_numbers(self._pieces, mine, split) - mean) / deviation
+            )
+            for split in tokens.SPLITS
+            for index, mine in enumerate(numbers)
+            if mine
+        }
+        named = zip(self._data.numeric, mean.tolist(), deviation.tolist(), strict=True)
+        return [tokens.Scale(field=field, mean=middle, deviation=width) for field, middle, width in named], files
+
+    def _about(self, numbers: list[list[int]]) -> tuple[dict[str, tokens.StoredFile], records.Lineage]:
+        """The records of all documents, and the steps that made them."""
+        every = sorted(number for mine in numbers for number in mine)
+        about = {records.DOCUMENTS: pieces.join_records(self._pieces, every, self._making)}
+        if (self._making / broken.QUARANTINE).exists():
+            about[broken.QUARANTINE] = _stored(self._making / broken.QUARANTINE)
+        rows = np.load(self._making / records.DOCUMENTS, mmap_mode="r", allow_pickle=False)
+        aside = json.loads((self._making / ASIDE).read_bytes())
+        return about, lineage.told(self._data, self._sources, rows, aside, __version__)
+
+    def _tell(self, stage: Stage, read: int) -> None:
+        self._listener(Progress(min(read, self._total), self._total, self._documents, self._tokens, stage))
+
+
+class _Accounted:
+    """An `Aside` for one reading of the whole corpus; its counts and its file appear once the reading has ended well."""
+
+    def __init__(self, making: Path, data: spec.Data) -> None:
+        self._making = making
+        self._policy = data.broken
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Aside:
+        file = None
+        if self._policy == "quarantine":
+            file = self._stack.enter_context(durable.writing(self._making / broken.QUARANTINE))
+        self._aside = Aside(self._policy, file)
+        return self._aside
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+        if error[0] is None:
+            with durable.writing(self._making / ASIDE) as file:
+                file.write(json.dumps({"counts": self._aside.counts, "first": self._aside.first}).encode())
+
+
+def _stored(path: Path) -> tokens.StoredFile:
+    with path.open("rb") as file:
+        return tokens.StoredFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
