@@ -33,6 +33,7 @@ BENCHMARKS = (
     "line",
     "sync",
     "elastic",
+    "balance",
     "first_step",
     "loader",
     "checkpoints",

@@ -266,7 +266,8 @@ class Retuned(Event):
 @dataclass(frozen=True, slots=True)
 class Rebalanced(Event):
     """Steps after `step` are dealt in another way. policy: "static", as stated or as measured once; "dynamic", by speeds as they are.
-    shares: of the next step, by replica. piece: sequences of which shares are made up."""
+    shares: of the next step, by replica. piece: sequences of which shares are made up. Where pieces are leased one by one, shares are those
+    of speeds, and piece is that of a usual replica."""
 
     step: int
     policy: str

@@ -143,6 +143,7 @@ def test_a_layout_that_does_not_fit_names_both_settings_and_what_would(layout, m
         ({"strategy": "diloco", "every": "4 steps", "balance": "dynamic"}, ['balance.policy = "dynamic"', 'sync.strategy = "diloco"']),
         ({"strategy": "server", "update": "asynchronous", "balance": "auto"}, ['balance.policy = "auto"', 'sync.update = "asynchronous"']),
         ({"strategy": "local_sgd", "every": "4 steps", "capacity": "measured"}, ['balance.capacity = "measured"', '"local_sgd"']),
+        ({"strategy": "server", "capacity": [2.0, 1.0]}, ["balance.capacity is for shares of a batch", 'sync.strategy = "server"']),
         ({"capacity": "measured", "balance": "dynamic"}, ['capacity = "measured" is for policy = "static"', '"dynamic"']),
         ({"capacity": [1.0, 0.0], "balance": "auto"}, ["capacity gives a replica nothing", 'policy = "auto"']),
         ({"link": {"latency": -1.0}}, ["sync.link.latency"]),

@@ -86,14 +86,16 @@ class Balance:
         """The same, where shares shape the curve."""
         return shares.counts(size, self._as_stated(replicas))
 
+    def speeds(self, replicas: Sequence[int]) -> dict[int, float] | None:
+        """Samples a second of each; None until all are known."""
+        known = {replica: self._speeds[replica].value for replica in replicas if replica in self._speeds and self._speeds[replica].known}
+        return known if len(known) == len(replicas) else None
+
     def choose(self, replicas: Sequence[int], size: int, waiting: float) -> Choice | None:
         """Another way to deal the next step, of so many sequences, and why; None where it stays. waiting: the share of the last step in
         which the quickest of these waited for the slowest."""
-        if self.policy == "static" or len(replicas) < 2 or not all(replica in self._speeds for replica in replicas):
+        if self.policy == "static" or len(replicas) < 2 or (speeds := self.speeds(replicas)) is None:
             return None
-        if not all(self._speeds[replica].known for replica in replicas):
-            return None
-        speeds = {replica: self._speeds[replica].value for replica in replicas}
         step = _Step(size, speeds)
         match self.policy:
             case "measured":

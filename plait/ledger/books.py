@@ -14,7 +14,7 @@ from typing import Any
 from plait import events
 from plait.events import Event, Ranges
 from plait.ledger import shares
-from plait.ledger.balance import Balance
+from plait.ledger.balance import Balance, Choice
 from plait.ledger.measures import Told, bubbles, measures_of, sum_of_loads
 from plait.ledger.messages import Decision, Member
 from plait.ledger.plan import Agreement, Plan
@@ -51,7 +51,7 @@ class Books:
         self.places: dict[Member, tuple[str, int]] = {}
         """host and pid"""
         self.tuning = Tuning(plan.bucket_bytes)
-        self._balance = Balance(plan.balance, plan.capacity, plan.micro_batch, plan.grain)
+        self.balance = Balance(plan.balance, plan.capacity, plan.micro_batch, plan.grain)
         self._stragglers = Stragglers()
         self._waiting = 0.0
         """the share of the last unit in which the quickest replica waited for the slowest"""
@@ -283,30 +283,34 @@ class Books:
         waits = [measures.waited for measures in of_replica.values()]
         self._waiting = (max(waits) - min(waits)) / longest if longest else 0.0
         for replica, pace in paces.items():
-            self._balance.observe(replica, pace.samples, pace.computing + pace.data)
+            self.balance.observe(replica, pace.samples, pace.computing + pace.data)
         for found in self._stragglers.observe(paces, longest):
             self._tell(found, paces[found.replica].samples / sum(pace.samples for pace in paces.values()))
 
     def forget(self, replica: int) -> None:
         """Its process is gone."""
-        self._balance.forget(replica)
+        self.balance.forget(replica)
         self._stragglers.forget(replica)
 
     def deal(self, replicas: Sequence[int], step: int) -> dict[int, int]:
         """How many sequences of a step each of these gets. In a round shares shape the curve, and are as stated."""
         size, alone = self.plan.size(step), self.agreement.unit == "round"
-        counts = self._balance.counts_as_stated(replicas, size) if alone else self._balance.counts(replicas, size)
+        counts = self.balance.counts_as_stated(replicas, size) if alone else self.balance.counts(replicas, size)
         return dict(zip(replicas, counts, strict=True))
 
     def deal_evaluation(self, replicas: Sequence[int], size: int) -> dict[int, int]:
         """How many of so many validation sequences each of these measures."""
-        return dict(zip(replicas, shares.counts(size, self._balance.capacity(replicas)), strict=True))
+        return dict(zip(replicas, shares.counts(size, self.balance.capacity(replicas)), strict=True))
 
     def rebalance(self, replicas: Sequence[int]) -> None:
         """Deal the next step in another way, where that is worth it and does not shape the curve."""
         if self.agreement.unit != "step":
             return
-        if (choice := self._balance.choose(replicas, self.plan.size(self.committed + 1), self._waiting)) is not None:
+        self.record_choice(self.balance.choose(replicas, self.plan.size(self.committed + 1), self._waiting))
+
+    def record_choice(self, choice: Choice | None) -> None:
+        """Of how the next steps are dealt, or cut in pieces; None where nothing has changed."""
+        if choice is not None:
             by_replica = {str(replica): share for replica, share in choice.shares.items()}
             self.record(events.Rebalanced(self.clock(), self.committed, choice.policy, by_replica, choice.piece, choice.why))
 
@@ -332,10 +336,11 @@ class Books:
     def _action(self, share: float) -> str:
         """What is done about a replica that is slow."""
         if self.agreement.served:
-            return "the others take more of the pieces"
+            sized = self.agreement.unit == "step" and self.balance.policy in ("dynamic", "auto")
+            return "it takes fewer pieces" + (", and smaller ones" if sized else "")
         if self.agreement.unit == "round":
             return f"nothing: the shares of {self.agreement.mode} stay"
-        return self._balance.action(share)
+        return self.balance.action(share)
 
     def loss(self, step: int, told: Iterable[Told]) -> float:
         """The mean over the target tokens of the global batch."""

@@ -1,9 +1,7 @@
-"""Pieces of global batches: which are out, which are in, which are still to do."""
+"""Pieces of global batches: which are out, which are in, what is still to do."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +12,7 @@ from plait.ledger.messages import Did, Vote
 from plait.ledger.plan import Plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Piece:
     """Positions [first, end) of a step's global batch."""
 
@@ -25,9 +23,6 @@ class Piece:
     @property
     def span(self) -> list[int]:
         return [self.first, self.end]
-
-    def __lt__(self, other: Piece) -> bool:
-        return (self.step, self.first) < (other.step, other.first)
 
 
 @dataclass(frozen=True)
@@ -42,35 +37,50 @@ class Entry:
 
 
 class Pieces:
-    """Handed out in order, counted in any, gathered into steps; what was handed out and is lost goes back to the front.
+    """Cut as they are handed out, in order; counted in any, and gathered into steps. What was handed out and is lost is joined to what
+    is left, and cut anew.
 
     open_pieces: entries of steps that were not whole when a checkpoint was saved.
     """
 
-    def __init__(self, plan: Plan, size: int, committed: int, last: int, open_pieces: dict[str, Any]) -> None:
+    def __init__(self, plan: Plan, committed: int, last: int, open_pieces: dict[str, Any]) -> None:
         self._plan = plan
-        self._size = size
         self._entries: dict[int, list[Entry]] = {}
         for step, entries in open_pieces.items():
             self._entries[int(step)] = [_entry(int(step), values) for values in entries]
-        self._returned: list[Piece] = []
+        self._left: list[Piece] = []
+        """of steps that have been begun, in order; none touches another"""
         self._highest = committed
-        self._fresh = self._to_do(committed, last)
-        self._next: Piece | None = next(self._fresh, None)
+        self._fresh = range(committed + 1, last + 1)
 
-    def take(self, most: int) -> Piece | None:
-        """The next piece of a step not above `most`."""
-        if self._returned and self._returned[0].step <= most:
-            return heapq.heappop(self._returned)
-        piece = self._next
-        if piece is None or piece.step > most:
+    def next(self, most: int) -> int | None:
+        """The step of the next piece, if it is not above `most`."""
+        while not self._left and self._fresh and self._fresh[0] <= most:
+            step, self._fresh = self._fresh[0], self._fresh[1:]
+            done = [entry.piece.span for entry in self._entries.get(step, [])]
+            self._left = [Piece(step, first, end) for first, end in shares.gaps(self._plan.size(step), done)]
+        return self._left[0].step if self._left and self._left[0].step <= most else None
+
+    def take(self, most: int, size: int) -> Piece | None:
+        """The next piece of a step not above `most`, of `size` positions where there are so many together."""
+        if self.next(most) is None:
             return None
-        self._next = next(self._fresh, None)
+        first = self._left.pop(0)
+        piece = Piece(first.step, first.first, min(first.first + size, first.end))
+        if piece.end < first.end:
+            self._left.insert(0, Piece(first.step, piece.end, first.end))
         self._highest = max(self._highest, piece.step)
         return piece
 
     def give_back(self, piece: Piece) -> None:
-        heapq.heappush(self._returned, piece)
+        spans: dict[int, Ranges] = {}
+        for each in sorted([*self._left, piece]):
+            spans.setdefault(each.step, []).append(each.span)
+        self._left = [Piece(step, first, end) for step, ranges in spans.items() for first, end in shares.merge(ranges)]
+
+    def left(self, step: int) -> int:
+        """Positions of a step that has been begun that are not handed out."""
+        return sum(piece.end - piece.first for piece in self._left if piece.step == step)
 
     def begun(self, step: int) -> bool:
         """Whether a piece of a step has been handed out."""
@@ -99,13 +109,6 @@ class Pieces:
     def covered(self) -> dict[int, Ranges]:
         """Positions that are in, of steps that are not whole."""
         return {step: shares.merge([entry.piece.span for entry in entries]) for step, entries in self._entries.items()}
-
-    def _to_do(self, committed: int, last: int) -> Iterator[Piece]:
-        """Each piece that is not in yet, made as it is asked for."""
-        for step in range(committed + 1, last + 1):
-            done = [entry.piece.span for entry in self._entries.get(step, [])]
-            for first, end in shares.pieces(shares.gaps(self._plan.size(step), done), self._size):
-                yield Piece(step, first, end)
 
 
 def ranges_by_replica(entries: list[Entry]) -> dict[int, Ranges]:

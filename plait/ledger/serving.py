@@ -44,16 +44,18 @@ from plait.ledger.messages import (
     Work,
 )
 from plait.ledger.pieces import Entry, Piece, Pieces, ranges_by_replica
+from plait.ledger.sizing import Sizing
 from plait.ledger.together import Turn
 
 
 @dataclass
 class Push:
-    """A piece that is out. version: of the parameters that it is computed from."""
+    """A piece that is out. version: of the parameters that it is computed from. since: by the clock."""
 
     replica: int
     piece: Piece
     version: int
+    since: float
     votes: dict[int, Vote] = field(default_factory=dict)
     received: set[tuple[int, int]] = field(default_factory=set)
 
@@ -72,7 +74,8 @@ class Serving:
         self._filler = min(self.present)
         self._unfilled = {number for _, number in self._plan.serving}
         limit = self._plan.steps if books.agreement.until is None else books.last_step
-        self._pieces = Pieces(self._plan, self._rules.piece, books.committed, limit, books.open)
+        self._pieces = Pieces(self._plan, books.committed, limit, books.open)
+        self._sizing = Sizing(books.balance, self._rules.piece, self._plan.micro_batch)
         self._out: dict[int, Push] = {}
         self._ready: list[int] = []
         self._idle: dict[int, tuple[int, set[int]]] = {}
@@ -172,28 +175,51 @@ class Serving:
     def _lease(self, replica: int, fill: bool) -> Work:
         """The next piece, or nothing for now."""
         unit, books = self._books.new_unit(), self._books
-        piece = self._take()
+        piece = self._take(replica)
         if piece is None:
             self._idle[unit] = replica, set()
             return Work(unit, books.generation, [], books.phase, self._era, fill)
-        self._out[unit] = Push(replica, piece, self._version)
+        self._out[unit] = Push(replica, piece, self._version, books.clock())
         whole = [[0, self._plan.size(piece.step)]] if self._stepwise else [piece.span]
         part = Part(piece.step, [piece.span], whole)
         return Work(unit, books.generation, [part], books.phase, self._era, fill, books.saves(piece.step))
 
-    def _take(self) -> Piece | None:
-        """The next piece. A step that was begun is ended, whether the phase is over or the run is to stop; as they come, on a stop what
-        is out is waited for."""
+    @property
+    def _reach(self) -> int:
+        """The last step of which there may be pieces now. A step that was begun is ended, whether the phase is over or the run is to stop;
+        as they come, on a stop what is out is waited for."""
         books = self._books
         if self._stepwise:
             between_steps = not self._pieces.begun(books.committed + 1)
-            return None if between_steps and (books.turning or books.over) else self._pieces.take(books.committed + 1)
+            return 0 if between_steps and (books.turning or books.over) else books.committed + 1
         if books.stopping:
+            return 0
+        return self._handed if books.turning else self._plan.steps
+
+    @property
+    def _has_work(self) -> bool:
+        return self._pieces.next(self._reach) is not None
+
+    def _take(self, replica: int) -> Piece | None:
+        """The next piece, as large as it is to be for this replica."""
+        if not self._has_work:
             return None
-        piece = self._pieces.take(self._handed if books.turning else self._plan.steps)
-        if piece is not None:
-            self._handed = max(self._handed, piece.step)
+        piece = self._pieces.take(self._reach, self._size(replica))
+        assert piece is not None
+        self._handed = max(self._handed, piece.step)
         return piece
+
+    def _size(self, replica: int) -> int:
+        """As they come, each piece is an update, whose size shapes the curve."""
+        if not self._stepwise:
+            return self._rules.piece
+        out = math.fsum(map(self._to_come, self._out.values()))
+        return self._sizing.size(replica, sorted(self.present), self._pieces.left(self._books.committed + 1), out)
+
+    def _to_come(self, push: Push) -> float:
+        """Sequences of a piece that its replica has not computed yet, as far as its speed is known."""
+        speed = (self._books.balance.speeds([push.replica]) or {}).get(push.replica, 0.0)
+        return max(0.0, push.piece.end - push.piece.first - speed * (self._books.clock() - push.since))
 
     def _vote_of_nothing(self, unit: int, rank: int) -> Outbox:
         replica, ranks = self._idle[unit]
@@ -210,9 +236,8 @@ class Serving:
         """Work for replicas that have none; where there will be none any more, the phase ends."""
         outbox: Outbox = []
         for replica, unit in sorted(self._parked.items()):
-            if (piece := self._take()) is None:
+            if not self._has_work:
                 break
-            self._pieces.give_back(piece)
             del self._parked[replica]
             version = self._version if self._holds[replica] != self._version else None
             if version is not None:
@@ -262,6 +287,8 @@ class Serving:
             return self._again()
         self._version = step
         due = books.due(step)
+        pushing = min(each.vote.waited for each in told)
+        books.record_choice(self._sizing.choose(sorted(self.present), self._plan.size(step + 1), pushing))
         return self._commit_step(step, decision, grad_norm, told[0].did.lr, due)
 
     def _commit_step(self, step: int, decision: Decision, grad_norm: float, lr: float, due: Due) -> Outbox:
@@ -329,11 +356,9 @@ class Serving:
 
     def _go_on(self, replica: int, unit: int, decision: Decision, grad_norm: float, lr: float) -> Outbox:
         """The update, and for its replica parameters and a lease; or a place among those that wait."""
-        piece = self._take()
-        if piece is None:
+        if not self._has_work:
             update = self._to_servers(Apply(unit, decision, grad_norm, lr, self._version, [], []))
             return [*update, *self._end()]
-        self._pieces.give_back(piece)
         del self._parked[replica]
         due, position = Due(), None
         if replica == min(self.present):

@@ -54,11 +54,6 @@ def by_speed(size: int, speeds: Sequence[float], piece: int = 1) -> list[int]:
     return [piece * count - (index == last) * (piece * pieces - size) for index, count in enumerate(counts)]
 
 
-def pieces(ranges: Ranges, micro_batch: int) -> list[list[int]]:
-    """Ranges cut into micro-batches."""
-    return [[start, min(start + micro_batch, end)] for first, end in ranges for start in range(first, end, micro_batch)]
-
-
 def gaps(size: int, done: Ranges) -> Ranges:
     """What of the positions [0, size) is not in `done`."""
     edges = [[0, 0], *merge(done), [size, size]]

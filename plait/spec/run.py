@@ -65,15 +65,20 @@ class Run(Section):
             raise ValueError(
                 'train.micro_batch = "auto" is for shares of a batch, and sync.strategy = "server" leases micro-batches; write a number'
             )
+        if self.balance.capacity is not None and all(agreement.strategy == "server" for agreement in self.sync.agreements):
+            raise ValueError(
+                'balance.capacity is for shares of a batch, and sync.strategy = "server" leases pieces to whoever is ready; leave it out'
+            )
         if self.balance.measures and (why := self._shares_shape_the_curve()):
             raise ValueError(f"{self.balance.told} has shares follow speeds, and {why}")
         return self
 
     def _shares_shape_the_curve(self) -> str | None:
         """Why, where they do in every phase."""
-        first, *others = self.sync.agreements
-        if any(agreement.mode == "allreduce" for agreement in (first, *others)):
+        modes = [agreement.mode for agreement in self.sync.agreements]
+        if "allreduce" in modes or ("synchronous" in modes and self.balance.policy != "static"):
             return None
+        first = self.sync.agreements[0]
         if first.unit == "round":
             return (
                 f'sync.strategy = "{first.strategy}" has each replica take steps of its own on its share, which shapes the curve; state '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import random
 from collections.abc import Callable
@@ -14,11 +15,13 @@ from hypothesis import strategies as some
 
 from plait import events
 from plait.ledger import shares
-from plait.ledger.balance import KNOWN
+from plait.ledger.balance import KNOWN, Balance
 from plait.ledger.messages import Verdict, Work
 from plait.ledger.plan import Agreement
+from plait.ledger.sizing import Sizing
 from plait.ledger.stragglers import WARM
 from tests.ledger.simulation import Simulation, coverage
+from tests.ledger.test_serving import UPDATES, served
 from tests.ledger.test_state import House, covered, plan, vote
 from tests.ledger.test_together import SIZE, elastic
 
@@ -202,5 +205,85 @@ def test_whoever_dies_or_comes_and_however_fast_each_sample_counts_once(
     simulation.run()
     if simulation.ledger.failure is None:
         assert coverage(simulation.recorded) == [list(range(SIZE))] * 16
+    else:
+        assert "lost 3 times in a row" in simulation.ledger.failure
+
+
+# --- pieces that are leased one by one ---------------------------------------------------------------------------
+
+
+def sized(policy: Any, speeds: list[float], usual: int, size: int, pushing: float = 0.0, micro_batch: int = 2) -> tuple[Sizing, list]:
+    """After some steps at such speeds, with what was chosen in them."""
+    balance = Balance(policy, [1.0] * len(speeds))
+    sizing = Sizing(balance, usual, micro_batch)
+    chosen = []
+    for _ in range(12):
+        for replica, speed in enumerate(speeds):
+            balance.observe(replica, 10, 10 / speed)
+        chosen += [sizing.choose(range(len(speeds)), size, pushing)]
+    return sizing, [choice for choice in chosen if choice]
+
+
+def length_of_step(sizing: Sizing, speeds: list[float], size: int) -> float:
+    """Seconds until the last piece of a step is done: who is free takes the next."""
+    left, free = size, [(0.0, replica) for replica in range(len(speeds))]
+    while left:
+        now, replica = heapq.heappop(free)
+        out = sum(max(0.0, until - now) * speeds[other] for until, other in free)
+        taken = min(left, sizing.size(replica, range(len(speeds)), left, out))
+        left -= taken
+        heapq.heappush(free, (now + taken / speeds[replica], replica))
+    return max(free)[0]
+
+
+def test_pieces_are_split_for_who_is_slow_and_merged_for_who_is_quick() -> None:
+    speeds = [3.0, 1.0]
+    static, nothing = sized("static", speeds, 8, 24)
+    dynamic, (choice,) = sized("dynamic", speeds, 8, 24)
+    assert not nothing
+    assert [dynamic.size(replica, [0, 1], 24, 0) for replica in (0, 1)] == [12, 4]
+    assert (choice.shares, choice.piece) == ({0: 0.75, 1: 0.25}, 8)
+    assert "3 times as many" in choice.why
+    assert length_of_step(static, speeds, 24) == 8.0
+    assert length_of_step(dynamic, speeds, 24) == 6.0
+
+
+def test_nobody_takes_more_than_lets_it_end_with_the_others() -> None:
+    dynamic, _ = sized("dynamic", [1.0, 1.0], 8, 24)
+    assert dynamic.size(0, [0, 1], 24, 0) == 8
+    assert dynamic.size(0, [0, 1], 6, 2) == 4
+    assert dynamic.size(0, [0, 1], 1, 0) == 1
+
+
+@pytest.mark.parametrize(("pushing", "piece"), [(0.0, 2), (0.01, 6), (10.0, 16)])
+def test_auto_weighs_what_a_push_costs_against_the_wait_for_the_last(pushing: float, piece: int) -> None:
+    _, chosen = sized("auto", [100.0, 100.0], 4, 32, pushing)
+    assert chosen[-1].piece == piece
+    assert f"a push costs {1e3 * pushing:.3g} ms" in chosen[-1].why
+
+
+def test_equal_speeds_and_a_good_size_change_nothing() -> None:
+    assert not sized("auto", [100.0, 104.0], 6, 32, 0.01)[1]
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    some.sampled_from(["dynamic", "auto"]),
+    some.integers(1, 4),
+    some.integers(1, 2),
+    some.integers(1, 4),
+    some.integers(0, 5),
+    some.integers(0, 10**9),
+)
+def test_pieces_of_any_size_lose_nothing_and_count_nothing_twice(
+    policy: str, replicas: int, ranks: int, piece: int, kills: int, seed: int
+) -> None:
+    synchronous = replace(UPDATES["synchronous"], piece=piece)
+    simulation = Simulation(
+        served("synchronous", replicas, ranks, steps=14, agreements=(synchronous,), balance=policy), seed, kills, uneven=True
+    )
+    simulation.run()
+    if simulation.ledger.failure is None:
+        assert coverage(simulation.recorded) == [list(range(SIZE))] * 14
     else:
         assert "lost 3 times in a row" in simulation.ledger.failure

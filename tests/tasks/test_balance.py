@@ -69,6 +69,13 @@ def test_shares_follow_load_that_comes_and_goes_and_the_curve_does_not(curve: Tr
     assert [(event.replica, event.recovered) for event in curve.of("shared", events.Straggler)][:2] == [(0, False), (0, True)]
 
 
+def test_pieces_follow_load_that_comes_and_goes_and_the_curve_does_not(curve: Trainer, alone: list[events.Step]) -> None:
+    steps = curve("served", layout__replicas=2, sync__strategy="server", sync__push_every=2, balance__policy="auto")
+    assert_one_curve(alone, steps)
+    assert len(curve.of("served", events.Rebalanced)) >= 3
+    assert [event.replica for event in curve.of("served", events.Straggler)][:2] == [0, 0]
+
+
 @pytest.mark.slow
 def test_measured_shares_of_spread_replicas_draw_one_curve(curve: Trainer, alone: list[events.Step]) -> None:
     steps = curve("spread", layout__replicas=2, layout__tensor=2, balance__capacity="measured")
