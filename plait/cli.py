@@ -105,7 +105,7 @@ def import_(
 
     taken = import_model(folder, out, context=context)
     print(f"{taken.folder}: {taken.kind}, {taken.parameters:,} parameters, {taken.bytes / 2**20:,.0f} MiB")
-    print(f'next: plait generate {taken.folder} --prompt "..."')
+    print(taken.next)
 
 
 @app.command()

@@ -19,21 +19,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from plait import spec
-from plait.data import order
+from plait.data import chance, order
 from plait.data.mixture import Mixture
+from plait.data.objective import NO_TARGET
 from plait.data.tokens import Split, TokenFile
 from plait.errors import RunFileError
 from plait.events import Ranges
 
-NO_TARGET = -100
+__all__ = ["NO_TARGET", "Batches", "EvaluationBatches", "MicroBatch", "batch_sizes", "in_lane"]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """B sequences of L tokens, int64.
 
-    targets_BL: the next tokens, NO_TARGET where there is none. samples_B: numbers of the samples in the run, which
-    dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask.
+    targets_BL: the next tokens, or those that were hidden, NO_TARGET where there is none. samples_B: numbers of the samples in the run,
+    which dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask, or where tokens see those
+    behind them and a row is padded: padding is a document of its own, -1.
     """
 
     tokens_BL: np.ndarray
@@ -63,7 +65,7 @@ class Batches:
     def __init__(self, split: Split, train: spec.Train, fingerprint: str) -> None:
         key = order.key_of(fingerprint, train.seed)
         self._split = split
-        self._reader = _Reader(split)
+        self._reader = _Reader(split, train.seed)
         self._mixture = Mixture(split.weights, key)
         self._keys = [order.key_of(key, source) for source in range(len(split.sources))]
         self._stages = _stages(train, split.sequence)
@@ -153,7 +155,9 @@ class EvaluationBatches:
 class _Reader:
     """Rows of tokens out of the sources' streams."""
 
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Split, seed: int = 0) -> None:
+        self._seed = seed
+        self._masking = split.masking
         self._sequence = split.sequence
         self._document_mask = split.document_mask
         self._streams = [_Stream(file, split.sequence) for file in split.sources]
@@ -165,6 +169,11 @@ class _Reader:
         return self._streams[source].length
 
     def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        lengths_B = self._lengths(sources_B, samples_B)
+        return lengths_B if self._masking is None else self._masking.targets(lengths_B)
+
+    def _lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        """Tokens in each sample: fewer in the last one of a source."""
         return np.where(samples_B < self._whole[sources_B], self._sequence, self._tails[sources_B])
 
     def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
@@ -177,7 +186,19 @@ class _Reader:
             stream.fill(rows, samples_B[rows], tokens_BL, targets_BL)
             if documents_BL is not None:
                 stream.fill_documents(rows, samples_B[rows], documents_BL)
+        if self._masking is not None:
+            lengths_B = self._lengths(sources_B, samples_B)
+            tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, chance.keys(self._seed, "masked", numbers_B))
+            documents_BL = _padding_apart(documents_BL, lengths_B, self._sequence)
         return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+
+
+def _padding_apart(documents_BL: np.ndarray | None, lengths_B: np.ndarray, length: int) -> np.ndarray | None:
+    """Where a row is padded nothing sees the padding."""
+    if (lengths_B == length).all():
+        return documents_BL
+    padded_BL = np.arange(length) >= lengths_B[:, None]
+    return np.where(padded_BL, -1, 0 if documents_BL is None else documents_BL)
 
 
 class _Stream:

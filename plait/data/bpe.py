@@ -1,6 +1,6 @@
 """Byte-level BPE: trained here, or read from any tokenizer.json.
 
-Size = 256 bytes + `<|endoftext|>` + merges, learned by the `tokenizers` library.
+Size = 256 bytes + special tokens, `<|endoftext|>` at least, + merges, learned by the `tokenizers` library.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ class JsonTokenizer:
         encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
+    def token(self, name: str) -> int | None:
+        found: int | None = self._engine.token_to_id(name)
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._engine.decode([int(token) for token in ids], skip_special_tokens=False)
 
 
-def train(texts: Iterable[str], size: int) -> str:
-    """The tokenizer.json of a byte-level BPE with `size` entries.
+def train(texts: Iterable[str], size: int, special: Sequence[str] = (END_OF_TEXT,)) -> str:
+    """The tokenizer.json of a byte-level BPE with `size` entries, of which the first are these special tokens.
 
     Raises DataError when the texts do not hold that many: merges end where no pair of tokens comes twice.
     """
@@ -51,7 +55,7 @@ def train(texts: Iterable[str], size: int) -> str:
     engine.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, min_frequency=2, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, min_frequency=2, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     engine.train_from_iterator(texts, trainer)
     reached = engine.get_vocab_size()

@@ -27,14 +27,21 @@ def masked_count(lengths: np.ndarray | int, rate: float) -> np.ndarray:
 
 
 def mask(
-    tokens_BL: np.ndarray, lengths_B: np.ndarray, keys_B: np.ndarray, rate: float, mask_token: int, vocabulary: int
+    tokens_BL: np.ndarray,
+    lengths_B: np.ndarray,
+    keys_B: np.ndarray,
+    rate: float,
+    mask_token: int,
+    vocabulary: int,
+    words_BL: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Masked language modelling (BERT): the rows with masked_count(length) tokens corrupted each, and which they are, bool [B, L].
 
-    Of those 80% become mask_token, 10% a random token below `vocabulary`, 10% stay.
+    Of those 80% become mask_token, 10% a random token below `vocabulary`, 10% stay. words_BL: numbers of words in the row, which are
+    masked as a whole; of the last one that is chosen no more than fits.
     """
     most = tokens_BL.shape[1]
-    told_BL = chance.chosen(keys_B, most, masked_count(lengths_B, rate), lengths_B)
+    told_BL = chance.chosen(keys_B, most, masked_count(lengths_B, rate), lengths_B, words_BL)
     fate_BL = chance.uniform(keys_B, most, first=most)
     exchanged_BL = (chance.uniform(keys_B, most, first=2 * most) * vocabulary).astype(tokens_BL.dtype)
     corrupted_BL = np.where(told_BL & (fate_BL < MASKED), mask_token, tokens_BL)

@@ -36,6 +36,10 @@ class SentencePiece:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(ids, dtype=np.uint32) for ids in self._engine.encode(texts)]
 
+    def token(self, name: str) -> int | None:
+        found = int(self._engine.piece_to_id(name))
+        return None if found == self._engine.unk_id() else found
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._engine.decode([int(token) for token in ids]))
 
@@ -68,6 +72,9 @@ class Tiktoken:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(self._engine.encode_ordinary(text), dtype=np.uint32) for text in texts]
+
+    def token(self, name: str) -> int | None:
+        return self.end_of_text if name == vocabulary.ENDS[0] else None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._engine.decode([int(token) for token in ids], errors="replace")

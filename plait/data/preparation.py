@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from plait import __version__, spec
-from plait.data import broken, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens
+from plait.data import broken, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens, vocabulary
 from plait.data.broken import Aside
 from plait.data.chunks import Chunk, Taken
 from plait.data.cleaning import cleaner, study
@@ -201,7 +201,7 @@ class Preparation:
         stored = self._making / "tokenizer.json"
         if not stored.exists():
             assert asked.train is not None
-            trained = workers.train(self._training_texts(), asked.train)
+            trained = workers.train(self._training_texts(), asked.train, vocabulary.special_tokens(self._data.objective))
             with durable.writing(stored) as file:
                 file.write(trained.encode())
         return stored

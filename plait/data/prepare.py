@@ -86,7 +86,9 @@ def _sum(prepared: Path, found: list[Source], listener: Listener) -> None:
 def _request(data: spec.Data, found: list[Source], hashes: Hashes) -> str:
     """What is asked for, as a name: content and settings, not paths, names or weights."""
     learned = data.tokenizer
-    told = vocabulary.fingerprint(Path(learned.file), learned.pattern) if learned.file else f"train {learned.train}"
+    special = vocabulary.special_tokens(data.objective)[1:]
+    trained = " ".join(["train", str(learned.train), *special])
+    told = vocabulary.fingerprint(Path(learned.file), learned.pattern) if learned.file else trained
     sums = hashes.of(sources.paths(found))
     content = [[[sums[file.path], file.format] for file in source.files] for source in found]
     shares = {"validation": data.split.validation, "test": data.split.test}

@@ -31,6 +31,10 @@ class Tokenizer(Protocol):
         """The token numbers of each text, uint32, with nothing added; a special token's name is text like any other."""
         ...
 
+    def token(self, name: str) -> int | None:
+        """The number of a token, a special one say, by its name."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token numbers, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
         ...

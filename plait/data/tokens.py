@@ -26,6 +26,7 @@ import pydantic
 
 from plait import spec
 from plait.data import records, tokenizer
+from plait.data.objective import Masking, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
 
@@ -100,6 +101,7 @@ class Split:
     weights: list[float]
     sequence: int
     document_mask: bool
+    masking: Masking | None = None
 
     @property
     def sequences(self) -> int:
@@ -158,7 +160,12 @@ class Prepared:
         weights = dict(enumerate(weights_of(self._data)))
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
-        return Split(name, files, [weights[index] for index in filled], sequence, self._data.document_mask)
+        return Split(name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking())
+
+    def _masking(self) -> Masking | None:
+        assert self._data is not None
+        objective = self._data.objective
+        return None if objective.kind == "causal" else build(objective, self.tokenizer())
 
     def tokens(self, split: str) -> int:
         return sum(part.tokens for part in self._manifest.splits[split])

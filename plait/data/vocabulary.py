@@ -5,9 +5,18 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from plait import spec
 from plait.errors import DataError
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+MASKS = ("<|mask|>", "[MASK]", "<mask>")
+"""The token that stands for a masked one."""
+
+
+def special_tokens(objective: spec.Objective) -> list[str]:
+    """Those that a tokenizer that is trained here has for what a model shall learn."""
+    return [ENDS[0], MASKS[0]] if objective.kind == "masked" else [ENDS[0]]
 
 
 def fingerprint(path: Path, pattern: str | None = None) -> str:

@@ -57,11 +57,11 @@ class Workers:
         for process in self._processes:
             process.communicate()
 
-    def train(self, texts: Iterable[list[str]], size: int) -> str:
+    def train(self, texts: Iterable[list[str]], size: int, special: list[str]) -> str:
         """The tokenizer.json of a byte-level BPE. Raises DataError: the corpus cannot give that many entries."""
         process = self._free.get()
         try:
-            _send(process, {"do": "train", "size": size})
+            _send(process, {"do": "train", "size": size, "special": special})
             for some in texts:
                 _send_texts(process, some)
             _send_texts(process, [])
@@ -122,7 +122,7 @@ def _answer_to(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
 def _train(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     texts = (text for some in iter(lambda: _texts(requests), []) for text in some)
-    return {"json": bpe.train(texts, request["size"])}
+    return {"json": bpe.train(texts, request["size"], request["special"])}
 
 
 def _tokenise(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:

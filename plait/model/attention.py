@@ -1,4 +1,4 @@
-"""Causal attention: by torch's fused kernel, or written out by chunks of queries.
+"""Attention, mostly causal: by torch's fused kernel, or written out by chunks of queries.
 
 Written out, a chunk of queries meets only the keys up to its own end, so that half of the square is never computed:
 
@@ -8,9 +8,10 @@ Written out, a chunk of queries meets only the keys up to its own end, so that h
        ▼     ██████░░      mixed   =  dropout(weights) v
              ████████
 
-It serves where torch's kernel does not: with dropout, whose mask is the design's hash of (head, query, key); and on CPUs, where
-it is 1.5 to 3 times as fast in bf16, and from 256 positions on up to 1.4 times in fp32, as long as the weights, which it keeps,
-stay small. Query heads that share a key head are stacked along the queries, so that keys and values are never repeated.
+Where it is not causal a chunk meets all keys. It serves where torch's kernel does not: with dropout, whose mask is the design's hash of
+(head, query, key); and on CPUs, where it is 1.5 to 3 times as fast in bf16, and from 256 positions on up to 1.4 times in fp32, as long as
+the weights, which it keeps, stay small. Query heads that share a key head are stacked along the queries, so that keys and values are
+never repeated.
 Shapes: B samples, H = G x R query heads, G key heads, L positions, E width of a head; N = B x G.
 """
 
@@ -27,8 +28,8 @@ from torch.nn import functional
 from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
 
-Exchange = Callable[[Tensor, Tensor, Tensor, Tensor | None, Dropout, Noise | None, Cut], Tensor]
-"""(q_BHLE, k_BGLE, v_BGLE, mask, dropout, noise, cut) -> mixed_BHLE, of the cut's positions; mask [B, 1, L, length] or None."""
+Exchange = Callable[[Tensor, Tensor, Tensor, Tensor | None, Dropout, Noise | None, Cut, bool], Tensor]
+"""(q_BHLE, k_BGLE, v_BGLE, mask, dropout, noise, cut, causal) -> mixed_BHLE, of the cut's positions; mask [B, 1, L, length] or None."""
 
 CHUNK = 64  # queries at once on a CPU; fewer leave the matmuls too small
 LONG = 256  # positions from which it is the faster on a CPU in fp32 and fp64; in bf16 it always is
@@ -38,9 +39,10 @@ KEPT_BYTES = 2**26  # weights of one layer above which a CPU, too, takes torch's
 class Mix(nn.Module):
     """Where positions meet: attention without its parameters. `exchange` stands in for it where ranks share a sample."""
 
-    def __init__(self, dropout: Dropout) -> None:
+    def __init__(self, dropout: Dropout, causal: bool = True) -> None:
         super().__init__()
         self.dropout = dropout
+        self.causal = causal
         self.exchange: Exchange | None = None
 
     def forward(
@@ -48,17 +50,25 @@ class Mix(nn.Module):
     ) -> Tensor:
         """As `attend`; with a cut, of its positions."""
         if self.exchange is not None and cut is not None:
-            return self.exchange(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, cut)
-        return attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise)
+            return self.exchange(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, cut, self.causal)
+        return attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, self.causal)
 
 
-def attend(q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, dropout: Dropout, noise: Noise | None) -> Tensor:
-    """Returns mixed values, [B, H, L, E]. mask: bool, [B, 1, L, keys], true where a query sees a key; causal when None."""
+def attend(
+    q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, dropout: Dropout, noise: Noise | None, causal: bool = True
+) -> Tensor:
+    """Returns mixed values, [B, H, L, E].
+
+    mask: bool, [B, 1, L, keys], true where a query sees a key; all, or those before it, when None. causal: no query sees behind its place,
+    whatever the mask says besides.
+    """
     keep = _keep(q_BHLE, dropout, noise) if noise is not None and dropout.rate > 0 else None
     if keep is None and not _better_written_out(q_BHLE, k_BGLE):
         shared = q_BHLE.shape[1] != k_BGLE.shape[1]
-        return functional.scaled_dot_product_attention(q_BHLE, k_BGLE, v_BGLE, attn_mask=mask, is_causal=mask is None, enable_gqa=shared)
-    return cast(Tensor, _WrittenOut.apply(q_BHLE, k_BGLE, v_BGLE, mask, keep))
+        return functional.scaled_dot_product_attention(
+            q_BHLE, k_BGLE, v_BGLE, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=shared
+        )
+    return cast(Tensor, _WrittenOut.apply(q_BHLE, k_BGLE, v_BGLE, mask, keep, causal))
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
@@ -104,54 +114,59 @@ class _WrittenOut(torch.autograd.Function):
     """Keeps the weights of each chunk, and with dropout their mask, for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, keep: Keep | None) -> Tensor:
+    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, keep: Keep | None, causal: bool) -> Tensor:
         B, H, L, E = q_BHLE.shape
         G = k_BGLE.shape[1]
         q_NRLE = (q_BHLE * (1.0 / math.sqrt(E))).reshape(B * G, H // G, L, E)
         k_NLE, v_NLE = k_BGLE.reshape(B * G, L, E), v_BGLE.reshape(B * G, L, E)
         mixed_NRLE = torch.empty_like(q_NRLE)
         kept: list[Tensor] = []
-        for first, end in _chunks(L, q_BHLE.device):
-            scores = stacked(q_NRLE, first, end) @ k_NLE[:, :end].transpose(1, 2)
-            scores_NRCK = scores.view(B * G, H // G, end - first, end)
-            weights = hide(scores_NRCK, first, mask, G).softmax(-1, dtype=scores.dtype)
+        for first, end, seen in _chunks(L, q_BHLE.device, causal):
+            scores = stacked(q_NRLE, first, end) @ k_NLE[:, :seen].transpose(1, 2)
+            scores_NRCK = scores.view(B * G, H // G, end - first, seen)
+            if causal or mask is not None:
+                hide(scores_NRCK, first, mask, G)
+            weights = scores_NRCK.softmax(-1, dtype=scores.dtype)
             kept.append(weights)
             if keep is not None:
                 stays = keep.chunk(weights.shape, first)
                 kept.append(stays)
                 weights = drop(weights, stays, keep.scale)
-            mixed = weights.view(scores.shape) @ v_NLE[:, :end]
+            mixed = weights.view(scores.shape) @ v_NLE[:, :seen]
             mixed_NRLE[:, :, first:end] = mixed.view(B * G, H // G, end - first, E)
         ctx.save_for_backward(q_NRLE, k_NLE, v_NLE, *kept)
-        ctx.shape, ctx.scale = q_BHLE.shape, None if keep is None else keep.scale
+        ctx.shape, ctx.causal, ctx.scale = q_BHLE.shape, causal, None if keep is None else keep.scale
         return mixed_NRLE.view(q_BHLE.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q_NRLE, k_NLE, v_NLE, *kept = ctx.saved_tensors
         B, _, L, E = ctx.shape
         gradient_NRLE = gradient_BHLE.reshape(q_NRLE.shape)
         dq_NRLE, dk_NLE, dv_NLE = torch.empty_like(q_NRLE), sums(k_NLE), sums(v_NLE)
         remembered = iter(kept)
-        for first, end in _chunks(L, q_NRLE.device):
+        for first, end, seen in _chunks(L, q_NRLE.device, ctx.causal):
             weights_NRCK, stays = next(remembered), None if ctx.scale is None else next(remembered)
             gradient = stacked(gradient_NRLE, first, end)
-            flat = (len(gradient), gradient.shape[1], end)
+            flat = (len(gradient), gradient.shape[1], seen)
             dropped = weights_NRCK if stays is None else drop(weights_NRCK, stays, ctx.scale)
-            dv_NLE[:, :end] += dropped.view(flat).transpose(1, 2) @ gradient
-            d_weights = (gradient @ v_NLE[:, :end].transpose(1, 2)).view(weights_NRCK.shape)
+            dv_NLE[:, :seen] += dropped.view(flat).transpose(1, 2) @ gradient
+            d_weights = (gradient @ v_NLE[:, :seen].transpose(1, 2)).view(weights_NRCK.shape)
             d_weights = d_weights if stays is None else drop(d_weights, stays, ctx.scale)
             d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights_NRCK, -1, d_weights.dtype).view(flat)
-            dq_NRLE[:, :, first:end] = (d_scores @ k_NLE[:, :end]).view(*q_NRLE.shape[:2], end - first, E)
-            dk_NLE[:, :end] += d_scores.transpose(1, 2) @ stacked(q_NRLE, first, end)
+            dq_NRLE[:, :, first:end] = (d_scores @ k_NLE[:, :seen]).view(*q_NRLE.shape[:2], end - first, E)
+            dk_NLE[:, :seen] += d_scores.transpose(1, 2) @ stacked(q_NRLE, first, end)
         dq_NRLE *= 1.0 / math.sqrt(E)
         shape = (B, -1, L, E)
-        return dq_NRLE.view(ctx.shape), dk_NLE.to(k_NLE.dtype).view(shape), dv_NLE.to(v_NLE.dtype).view(shape), None, None
+        return dq_NRLE.view(ctx.shape), dk_NLE.to(k_NLE.dtype).view(shape), dv_NLE.to(v_NLE.dtype).view(shape), None, None, None
 
 
-def _chunks(length: int, device: torch.device) -> Iterator[tuple[int, int]]:
+def _chunks(length: int, device: torch.device, causal: bool) -> Iterator[tuple[int, int, int]]:
+    """(first, end) of the queries of each chunk, and how many of the keys they meet."""
     size = CHUNK if device.type == "cpu" else length
-    return ((first, min(first + size, length)) for first in range(0, length, size))
+    for first in range(0, length, size):
+        end = min(first + size, length)
+        yield first, end, end if causal else length
 
 
 def stacked(x_NRLE: Tensor, first: int, end: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""The decoder's block and its parts, in all families.
+"""The block of decoders and encoders and its parts, in all families.
 
     x ─┬─ norm ─ attention ─ dropout ─(+)─┬─ norm ─ MLP ─ dropout ─(+)─►
        └──────────────────────────────────┘└─────────────────────────┘
 
-In the family "moe" the MLP of all layers but the first few is a mixture of experts, which moe.py computes.
+In the family "bert" a norm stands behind each sum instead. In the family "moe" the MLP of all layers but the first few is a mixture of
+experts, which moe.py computes.
 Weights that read the same input are stacked: queries, keys and values in one matrix [q | k | v], gate and up in another.
 One matmul reads the input once, and under autocast casts it once; each part is the matrix that Hugging Face's checkpoints
 name, so that import and export are a concatenation. Rotary positions pair dim i with i + half, as theirs do.
@@ -77,17 +78,17 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; several query heads may share a key and value head (Ainslie et al. 2023)."""
+    """Self-attention; several query heads may share a key and value head (Ainslie et al. 2023)."""
 
     def __init__(self, model: spec.Model, path: str) -> None:
         super().__init__()
         self.head_width = model.head_width
         self.queries_per_key = model.heads // model.key_value_heads
         self.qkv = Linear(model.width, (model.heads + 2 * model.key_value_heads) * self.head_width, bias=model.biased_qkv)
-        self.out = Linear(model.heads * self.head_width, model.width, bias=model.family == "gpt2")
+        self.out = Linear(model.heads * self.head_width, model.width, bias=model.layer_norms)
         self.norm_q = RMSNorm(self.head_width, model.norm_eps) if model.qk_norm else None
         self.norm_k = RMSNorm(self.head_width, model.norm_eps) if model.qk_norm else None
-        self.mix = Mix(Dropout(model.dropout, f"{path}.dropout"))
+        self.mix = Mix(Dropout(model.dropout, f"{path}.dropout"), causal=model.causal)
 
     def forward(self, x_BLD: Tensor, around: Around, memory: LayerCache | None) -> Tensor:
         qkv_BLX = self.qkv(x_BLD)  # whose length is attention's, even where x holds a part of it
@@ -109,15 +110,16 @@ class Attention(nn.Module):
 
 
 class GeluMLP(nn.Module):
-    """GPT-2's: down(gelu(up(x))), the tanh form of GELU."""
+    """GPT-2's and BERT's: down(gelu(up(x))), GPT-2's with the tanh form of GELU."""
 
     def __init__(self, model: spec.Model) -> None:
         super().__init__()
         self.up = Linear(model.width, model.hidden_width)
         self.down = Linear(model.hidden_width, model.width)
+        self.form = "tanh" if model.family == "gpt2" else "none"
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return cast(Tensor, self.down(functional.gelu(self.up(x_BLD), approximate="tanh")))
+        return cast(Tensor, self.down(functional.gelu(self.up(x_BLD), approximate=self.form)))
 
 
 class SwiGLU(nn.Module):
@@ -146,8 +148,12 @@ class Block(nn.Module):
         self.mlp = _mlp(model, layer)
         self.dropout1 = Dropout(model.dropout, f"{path}.dropout1")
         self.dropout2 = Dropout(model.dropout, f"{path}.dropout2")
+        self.norms_sums = model.family == "bert"
 
     def forward(self, x_BLD: Tensor, around: Around = PLAIN, memory: LayerCache | None = None) -> Tensor:
+        if self.norms_sums:
+            x_BLD = self.norm1(x_BLD + self.dropout1(self.attention(x_BLD, around, memory), around.noise))
+            return cast(Tensor, self.norm2(x_BLD + self.dropout2(self.mlp(x_BLD), around.noise)))
         x_BLD = x_BLD + self.dropout1(self.attention(self.norm1(x_BLD), around, memory), around.noise)
         y_BLD = self.norm2(x_BLD)
         y_BLD = self.mlp(y_BLD, around.noise) if isinstance(self.mlp, Mixture) else self.mlp(y_BLD)
@@ -156,7 +162,7 @@ class Block(nn.Module):
 
 def norm(model: spec.Model) -> nn.Module:
     """The family's norm over the width."""
-    return nn.LayerNorm(model.width, model.norm_eps) if model.family == "gpt2" else RMSNorm(model.width, model.norm_eps)
+    return nn.LayerNorm(model.width, model.norm_eps) if model.layer_norms else RMSNorm(model.width, model.norm_eps)
 
 
 def rotate(x_BLHE: Tensor, rotation: Rotation) -> Tensor:
@@ -165,7 +171,7 @@ def rotate(x_BLHE: Tensor, rotation: Rotation) -> Tensor:
 
 
 def _mlp(model: spec.Model, layer: int) -> nn.Module:
-    if model.family == "gpt2":
+    if model.layer_norms:
         return GeluMLP(model)
     if not model.mixes(layer):
         return SwiGLU(model.width, model.hidden_width)

@@ -10,7 +10,9 @@ from torch import nn
 from plait import spec
 from plait.errors import RunFileError
 from plait.model.decoder import Decoder
+from plait.model.encoder import Encoder
 from plait.model.init import initialise
+from plait.model.layered import Layered
 from plait.model.own import check_call, load_object
 from plait.model.sharding import check
 
@@ -29,7 +31,7 @@ def build(
     Raises RunFileError: a user's class that cannot be found, called or built, or does not fit the protocol.
     """
     module = skeleton(model, vocabulary, sequence, seed).to(device=device, dtype=dtype)
-    if isinstance(module, Decoder):
+    if isinstance(module, Layered):
         initialise(module, module.initial, seed)
     return module
 
@@ -38,7 +40,7 @@ def skeleton(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn
     """The model on the CPU before its initial values are drawn; a user's own has them already. Raises as `build`."""
     if model.family not in spec.Model.FAMILIES:
         return _build_own(model, vocabulary, sequence, seed)
-    return Decoder(model, vocabulary, sequence)
+    return (Encoder if model.family == "bert" else Decoder)(model, vocabulary, sequence)
 
 
 def _build_own(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn.Module:

@@ -10,12 +10,10 @@ head      the embedding again                 its own
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plait import spec
 from plait.model.attention import Mix
@@ -23,31 +21,24 @@ from plait.model.blocks import Around, Block, Embedding, Linear, Rotation, norm
 from plait.model.cache import Cache
 from plait.model.cut import Cut
 from plait.model.init import Constant, InitialTable, Normal
+from plait.model.layered import Layered, document_mask, sharding, without_gradient
 from plait.model.moe import mixtures
 from plait.model.noise import Dropout, Noise
-from plait.model.sharding import ShardingTable
 
 
-class Decoder(nn.Module):
-    """Tokens to logits of the next token.
-
-    context: most positions that it computes. sharding, initial: tables read by whoever cuts it or gives it values. without_gradient:
-    rows of parameters whose true gradient is zero, by pattern: what adds alike to the scores of all keys changes no weight.
-    """
+class Decoder(Layered):
+    """Tokens to logits of the next token."""
 
     def __init__(self, model: spec.Model, vocabulary: int, sequence: int) -> None:
         super().__init__()
         self.model = model
         self.context = sequence
-        self.sharding: ShardingTable = _sharding(model)
-        self.initial: InitialTable = _initial(model)
-        first_key = model.heads * model.head_width
-        key_rows = first_key, first_key + model.key_value_heads * model.head_width
-        unseen = model.family == "gpt2" and not model.qk_norm
-        self.without_gradient = {"blocks.*.attention.qkv.bias": key_rows} if unseen else {}
+        self.sharding = sharding(model)
+        self.initial = _initial(model)
+        self.without_gradient = without_gradient(model)
         self.embed = Embedding(vocabulary, model.width)
         self.positions = Embedding(sequence, model.width) if model.family == "gpt2" else None
-        self.rotary = _Rotary(model, sequence) if model.family != "gpt2" else None
+        self.rotary = _Rotary(model, sequence) if model.rotates else None
         self.dropout = Dropout(model.dropout, "embed.dropout")
         self.blocks = nn.ModuleList(Block(model, layer) for layer in range(model.layers))
         self.norm = norm(model)
@@ -70,8 +61,7 @@ class Decoder(nn.Module):
         Raises ValueError: more positions than the context.
         """
         length = tokens_BL.shape[1]
-        if length > self.context:
-            raise ValueError(f"{length} positions are more than the model's context of {self.context}")
+        self.check_length(length)
         if cache is None:
             around, positions_BL = self.around(length, documents_BL, noise, cut), None
         else:
@@ -82,13 +72,11 @@ class Decoder(nn.Module):
             x_BLD = self.through(block, x_BLD, around) if cache is None else block(x_BLD, around, cache.layer(layer))
         return self.leave(x_BLD)
 
-    # A forward pass in four parts, of which a pipeline's stages compute some: only x travels between them.
-
     def around(self, length: int, documents_BL: Tensor | None, noise: Noise | None, cut: Cut | None = None) -> Around:
         """What blocks are given beside x, for `length` positions."""
         if cut is None:
-            return Around(self._rotation(length, None), _document_mask(documents_BL, None), noise)
-        return Around(self._rotation(length, cut.positions_L), _document_mask(documents_BL, cut.positions_L), noise, cut)
+            return Around(self._rotation(length, None), document_mask(documents_BL, None), noise)
+        return Around(self._rotation(length, cut.positions_L), document_mask(documents_BL, cut.positions_L), noise, cut)
 
     def enter(self, tokens_BL: Tensor, around: Around, positions_BL: Tensor | None = None) -> Tensor:
         """x_BLD, the residual stream before the first block."""
@@ -97,15 +85,6 @@ class Decoder(nn.Module):
             positions_BL = positions_BL if around.cut is None else around.cut.stream_S
             x_BLD = x_BLD + (self.positions.weight[: x_BLD.shape[1]] if positions_BL is None else self.positions(positions_BL))
         return cast(Tensor, self.dropout(x_BLD, around.noise))
-
-    def through(self, block: nn.Module, x_BLD: Tensor, around: Around) -> Tensor:
-        """One block, recomputed in backward where the settings say so."""
-        recompute = getattr(block, "recompute", "none")
-        if recompute == "none" or not torch.is_grad_enabled():
-            return cast(Tensor, block(x_BLD, around))
-        # The noise is a hash: recomputing draws the same, and no generator's state needs keeping.
-        keeping = _KEEPING if recompute == "selective" else {}
-        return cast(Tensor, checkpoint(block, x_BLD, around, use_reentrant=False, preserve_rng_state=False, **keeping))
 
     def leave(self, x_BLD: Tensor) -> Tensor:
         """logits_BLV of what the last block returned."""
@@ -118,14 +97,6 @@ class Decoder(nn.Module):
 
     def _rotation(self, length: int, positions: Tensor | None) -> Rotation | None:
         return None if self.rotary is None else self.rotary(length, positions)
-
-
-def _keep_products(_: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    kept = operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten._grouped_mm.default)
-    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-_KEEPING: dict[str, Any] = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_products)}
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -162,40 +133,9 @@ class _Rotary(nn.Module):
         return Rotation(self.cos[places].to(dtype).unsqueeze(-2), self.sin[places].to(dtype).unsqueeze(-2))
 
 
-def _document_mask(documents_BL: Tensor | None, queries_Q: Tensor | None) -> Tensor | None:
-    """[B, 1, Q, L] of the queries at these positions, all when None: what came before in the same document; None where plain causality is
-    all."""
-    if documents_BL is None:
-        return None
-    positions_L = torch.arange(documents_BL.shape[1], device=documents_BL.device)
-    queries_Q = positions_L if queries_Q is None else queries_Q
-    same_BQL = documents_BL[:, queries_Q, None] == documents_BL[:, None, :]
-    return (same_BQL & (positions_L <= queries_Q[:, None]))[:, None]
-
-
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """What a matmul of `x` is computed in."""
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-
-
-def _sharding(model: spec.Model) -> ShardingTable:
-    heads, kv_heads = model.heads, model.key_value_heads
-    return {
-        "embed.weight": "vocabulary",
-        "head.weight": "vocabulary",
-        "positions.weight": "replicated",
-        "blocks.*.attention.qkv.*": f"column({heads},{kv_heads},{kv_heads})",
-        "blocks.*.attention.out.weight": "row",
-        "blocks.*.mlp.gate_up.weight": "column(1,1)",
-        "blocks.*.mlp.up.*": "column",
-        "blocks.*.mlp.down.weight": "row",
-        "blocks.*.mlp.router.weight": "replicated",
-        "blocks.*.mlp.experts.*": "expert",
-        "blocks.*.mlp.shared.gate_up.weight": "column(1,1)",
-        "blocks.*.mlp.shared.down.weight": "row",
-        "blocks.*.bias": "replicated",
-        "*norm*.*": "replicated",
-    }
 
 
 def _initial(model: spec.Model) -> InitialTable:

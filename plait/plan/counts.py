@@ -24,7 +24,8 @@ def active_parameters(model: spec.Model, vocabulary: int, sequence: int) -> int:
 def matmul_parameters(model: spec.Model, vocabulary: int) -> int:
     """Values that every token is multiplied with: all matrices of the blocks, but for other tokens' experts, and the head."""
     _known(model)
-    return _matrices(model, model.mixture.per_token) + vocabulary * model.width
+    transform = model.width**2 if model.family == "bert" else 0
+    return _matrices(model, model.mixture.per_token) + transform + vocabulary * model.width
 
 
 def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built: int | None = None) -> float:
@@ -45,9 +46,15 @@ def _known(model: spec.Model) -> None:
 def _values(model: spec.Model, vocabulary: int, sequence: int, experts: int) -> int:
     """All values, with so many experts in a mixture."""
     _known(model)
-    places = sequence * model.width if model.family == "gpt2" else 0
+    places = 0 if model.rotates else sequence * model.width
     head = 0 if model.tied_head else vocabulary * model.width
-    return vocabulary * model.width + places + head + _matrices(model, experts) + model.layers * _vectors(model) + _norm(model)
+    ends = vocabulary * model.width + places + head + _norm(model) + (_of_encoder(model, vocabulary) if model.family == "bert" else 0)
+    return ends + _matrices(model, experts) + model.layers * _vectors(model)
+
+
+def _of_encoder(model: spec.Model, vocabulary: int) -> int:
+    """Values at BERT's ends that no decoder has: two segments, a norm before the blocks, a transform behind them, biases of the head."""
+    return 2 * model.width + _norm(model) + model.width**2 + model.width + vocabulary
 
 
 def _matrices(model: spec.Model, experts: int) -> int:
@@ -59,7 +66,7 @@ def _matrices(model: spec.Model, experts: int) -> int:
 def _mlp(model: spec.Model, layer: int, experts: int) -> int:
     """Values in the matrices of one layer's MLP, or of its mixture with so many experts beside the shared ones."""
     if not model.mixes(layer):
-        return (2 if model.family == "gpt2" else 3) * model.width * model.hidden_width
+        return (2 if model.layer_norms else 3) * model.width * model.hidden_width
     mixture = model.mixture
     return model.width * (mixture.experts + 3 * mixture.hidden * (experts + mixture.shared))
 
@@ -67,9 +74,9 @@ def _mlp(model: spec.Model, layer: int, experts: int) -> int:
 def _vectors(model: spec.Model) -> int:
     """Values in the norms and biases of one block."""
     stacked = model.head_width * (model.heads + 2 * model.key_value_heads) if model.biased_qkv else 0
-    others = model.width + model.hidden_width + model.width if model.family == "gpt2" else 0
+    others = model.width + model.hidden_width + model.width if model.layer_norms else 0
     return 2 * _norm(model) + stacked + others + (2 * model.head_width if model.qk_norm else 0)
 
 
 def _norm(model: spec.Model) -> int:
-    return 2 * model.width if model.family == "gpt2" else model.width
+    return 2 * model.width if model.layer_norms else model.width

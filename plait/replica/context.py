@@ -81,10 +81,18 @@ class Ring:
         self._places = _Places("ring", self.place, self.ranks)
 
     def __call__(
-        self, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, dropout: Dropout, noise: Noise | None, cut: Cut
+        self,
+        q_BHLE: Tensor,
+        k_BGLE: Tensor,
+        v_BGLE: Tensor,
+        mask: Tensor | None,
+        dropout: Dropout,
+        noise: Noise | None,
+        cut: Cut,
+        causal: bool = True,
     ) -> Tensor:
         """As `plait.model.attention.Exchange`."""
-        rounds = _Rounds(self.place, self._places(cut), mask, dropout, noise, cut)
+        rounds = _Rounds(self.place, self._places(cut), mask, dropout, noise, cut, causal)
         return cast(Tensor, _Ring.apply(*_cast(q_BHLE, k_BGLE, v_BGLE), self, rounds))
 
     def around(self, k_BGLE: Tensor, v_BGLE: Tensor) -> Iterator[Tensor]:
@@ -115,14 +123,22 @@ class Ulysses:
         self._places = _Places("ulysses", self.place, self.ranks)
 
     def __call__(
-        self, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, dropout: Dropout, noise: Noise | None, cut: Cut
+        self,
+        q_BHLE: Tensor,
+        k_BGLE: Tensor,
+        v_BGLE: Tensor,
+        mask: Tensor | None,
+        dropout: Dropout,
+        noise: Noise | None,
+        cut: Cut,
+        causal: bool = True,
     ) -> Tensor:
         """As `plait.model.attention.Exchange`."""
         _check_heads(q_BHLE.shape[1], k_BGLE.shape[1], self.ranks)
         self._places(cut)
         share = (cut.head_share[0] * self.ranks + self.place, cut.head_share[1] * self.ranks)
         q_BhSE, k_BgSE, v_BgSE = self._to_heads(*_cast(q_BHLE, k_BGLE, v_BGLE))
-        mixed_BhSE = attend(q_BhSE, k_BgSE, v_BgSE, self._whole(mask), dropout, _with_heads(noise, cut, share))
+        mixed_BhSE = attend(q_BhSE, k_BgSE, v_BgSE, self._whole(mask), dropout, _with_heads(noise, cut, share), causal)
         return self._to_positions(mixed_BhSE)
 
     def _to_heads(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -193,13 +209,14 @@ class _Rounds:
     dropout: Dropout
     noise: Noise | None
     cut: Cut
+    causal: bool
 
     def of(self, heads: int) -> Iterator[tuple[slice, slice, Sight]]:
         """Which queries meet which of the keys that are here, and what they see of them."""
         half, ranks = len(self.places[0]) // 2, len(self.places)
         for source in ((self.own - round_) % ranks for round_ in range(ranks)):
-            queries = slice(half, None) if source > self.own else ALL
-            keys = slice(half) if source < self.own else ALL
+            queries = slice(half, None) if self.causal and source > self.own else ALL
+            keys = slice(half) if self.causal and source < self.own else ALL
             yield queries, keys, self._sight(source, queries, keys, heads)
 
     def _sight(self, source: int, queries: slice, keys: slice, heads: int) -> Sight:
@@ -209,7 +226,7 @@ class _Rounds:
         if self.noise is not None and self.dropout.rate > 0:
             heads_H = torch.arange(heads, device=rows_L.device) + self.cut.head_share[0] * heads
             keep = Keep(self.dropout, self.noise, heads_H, rows_L, columns_K, self.cut.length)
-        return Sight(mask is None and source == self.own, mask, keep)
+        return Sight(self.causal and mask is None and source == self.own, mask, keep)
 
 
 class _Ring(torch.autograd.Function):

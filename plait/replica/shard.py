@@ -18,6 +18,7 @@ Sources: Rajbhandari et al. 2020 (ZeRO); Zhao et al. 2023 (PyTorch FSDP).
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ from torch.nn import Parameter
 
 from plait.replica.part import Part, chunk_span
 from plait.replica.transport import POOL, Pool, gather_rows, sum_rows
+
+# Of a head with biases logits are a view, which torch warns of at each step; nothing here changes them in place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
 
 Parts = dict[str, Part]
 

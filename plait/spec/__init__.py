@@ -14,6 +14,7 @@ from plait.spec.fitting import place_of, stages_of
 from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
 from plait.spec.model import Mixture, Model
+from plait.spec.objective import Objective
 from plait.spec.reading import load, parse, schema
 from plait.spec.run import Run, flatten, shapes_curve
 from plait.spec.section import Section
@@ -42,6 +43,7 @@ __all__ = [
     "Lora",
     "Mixture",
     "Model",
+    "Objective",
     "Optimizer",
     "Phase",
     "Run",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from plait.spec.clean import Clean
+from plait.spec.objective import Objective
 from plait.spec.places import Place
 from plait.spec.section import Positive, Section
 from plait.spec.split import SOURCE, Splits
@@ -45,6 +46,7 @@ class Data(Section):
     )
     tokenizer: Tokenizer = Field(Tokenizer(train=2048, file=None, pattern=None), description="how text becomes tokens")
     sequence: Positive = Field(128, description="tokens a sequence")
+    objective: Objective = Field(Objective(), description="what a model learns to tell")
     prepared: Place = Field("runs/prepared", description="the folder where token files are kept, and found again by what they were made of")
     field: str = Field("text", description="where JSONL and Parquet rows keep the text")
     separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")

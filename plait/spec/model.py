@@ -23,19 +23,19 @@ class Mixture(NamedTuple):
 
 
 class Model(Section):
-    """What is computed. The decoder families differ by these settings alone."""
+    """What is computed. The decoder families differ by these settings alone; "bert" is an encoder."""
 
-    family: str = Field("llama", description='"gpt2", "llama", "moe", or "package.module:Class", your own model')
+    family: str = Field("llama", description='"gpt2", "llama", "moe", "bert", or "package.module:Class", your own model')
     layers: Positive = Field(4, description="blocks")
     width: Positive = Field(192, description="of the residual stream")
     heads: Positive = Field(6, description="of attention; divides width")
     kv_heads: Positive | None = Field(None, description="key and value heads; `heads` when left out")
     head_size: Positive | None = Field(None, description="width of one head; width / heads when left out")
-    qkv_bias: bool | None = Field(None, description="queries, keys and values have a bias; gpt2 yes, llama no when left out")
+    qkv_bias: bool | None = Field(None, description="queries, keys and values have a bias; gpt2 and bert yes, llama no when left out")
     qk_norm: bool = Field(False, description="queries and keys are normed, head by head, before they are rotated")
     hidden: Positive | None = Field(None, description="width inside the MLP; the family's usual when left out")
     dropout: Fraction = Field(0.0, description="after the embedding, in attention and after each half of a block")
-    tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 yes, llama no when left out")
+    tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 and bert yes, llama no when left out")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
     recompute: Literal["none", "selective", "full"] = Field(
@@ -65,8 +65,8 @@ class Model(Section):
         None, description='moe, balance = "bias": what a step moves a bias by; 0.001 when left out'
     )
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama", "moe")
-    LATER: ClassVar[tuple[str, ...]] = ("bert", "t5")
+    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama", "moe", "bert")
+    LATER: ClassVar[tuple[str, ...]] = ("t5",)
     OF_MIXTURES: ClassVar[tuple[str, ...]] = (
         "experts",
         "experts_per_token",
@@ -82,9 +82,9 @@ class Model(Section):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.family in self.LATER:
-            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2", "llama" or "moe"')
+            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2", "llama", "moe" or "bert"')
         if self.family not in self.FAMILIES and ":" not in self.family:
-            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama", "moe" or "package.module:Class"')
+            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama", "moe", "bert" or "package.module:Class"')
         return self
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class Model(Section):
             raise ValueError(f"width = {self.width} is not divisible by heads = {self.heads}")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads = {self.heads} is not divisible by kv_heads = {self.kv_heads}")
-        if self.family in ("llama", "moe") and self.head_width % 2:
+        if self.rotates and self.family in self.FAMILIES and self.head_width % 2:
             which = "head_size" if self.head_size else "width / heads"
             raise ValueError(f"rotary positions need an even head width; {which} = {self.head_width}")
         return self
@@ -114,7 +114,7 @@ class Model(Section):
     @model_validator(mode="after")
     def _mixed(self) -> Self:
         given = [name for name in self.OF_MIXTURES if getattr(self, name) is not None]
-        if self.family in ("gpt2", "llama") and given:
+        if self.family in self.FAMILIES and self.family != "moe" and given:
             raise ValueError(f'{given[0]} belongs to family = "moe"; leave it out with "{self.family}"')
         mixture = self.mixture
         if mixture.per_token > mixture.experts:
@@ -130,6 +130,21 @@ class Model(Section):
         return self
 
     @property
+    def layer_norms(self) -> bool:
+        """LayerNorm, biases and GELU, as GPT-2 and BERT have them, where others have RMSNorm, no biases and SwiGLU."""
+        return self.family in ("gpt2", "bert")
+
+    @property
+    def rotates(self) -> bool:
+        """Positions are angles in queries and keys, not vectors of their own."""
+        return not self.layer_norms
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position sees those before it alone."""
+        return self.family != "bert"
+
+    @property
     def key_value_heads(self) -> int:
         return self.kv_heads or self.heads
 
@@ -139,17 +154,17 @@ class Model(Section):
 
     @property
     def biased_qkv(self) -> bool:
-        return self.family == "gpt2" if self.qkv_bias is None else self.qkv_bias
+        return self.layer_norms if self.qkv_bias is None else self.qkv_bias
 
     @property
     def hidden_width(self) -> int:
-        """Inside the MLP: 4 x width for gpt2; for llama two thirds of that, the next multiple of 64."""
-        usual = 4 * self.width if self.family == "gpt2" else -(-8 * self.width // (3 * 64)) * 64
+        """Inside the MLP: 4 x width for gpt2 and bert; for llama two thirds of that, the next multiple of 64."""
+        usual = 4 * self.width if self.layer_norms else -(-8 * self.width // (3 * 64)) * 64
         return self.hidden or usual
 
     @property
     def tied_head(self) -> bool:
-        return self.family == "gpt2" if self.tied is None else self.tied
+        return self.layer_norms if self.tied is None else self.tied
 
     @property
     def mixture(self) -> Mixture:

@@ -58,6 +58,18 @@ class Run(Section):
         return self
 
     @model_validator(mode="after")
+    def _learnable(self) -> Self:
+        """A family learns what it can tell; one's own model what one likes."""
+        if self.model.family in Model.FAMILIES and self.settled:
+            wanted, kind = "causal" if self.model.causal else "masked", self.data.objective.kind
+            if kind != wanted:
+                raise ValueError(
+                    f'model.family = "{self.model.family}" and data.objective.kind = "{kind}": this family learns by "{wanted}"; '
+                    f'write data.objective = {{ kind = "{wanted}" }}'
+                )
+        return self
+
+    @model_validator(mode="after")
     def _agreeable(self) -> Self:
         for agreement in self.sync.agreements:
             self._check_agreement(agreement)

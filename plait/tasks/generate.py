@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from plait.data.tokenizer import TextStream, Tokenizer
 from plait.errors import UserError
 from plait.model.decoder import Decoder
+from plait.model.layered import Layered
 
 Reason = Literal["end", "stop", "tokens", "context"]
 OnText = Callable[[int, str], None]
@@ -87,6 +88,8 @@ def stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Sampli
 
 
 def _texts(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], settings: Sampling) -> list[_Text]:
+    if isinstance(model, Layered) and not model.model.causal:
+        raise UserError(f'model.family = "{model.model.family}" tells tokens that are hidden, and writes no text')
     context: int | None = getattr(model, "context", None)
     encoded = [[tokenizer.end_of_text, *ids.tolist()] for ids in tokenizer.encode(prompts)]
     for number, ids in enumerate(encoded):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from plait.data.prepare import Progress
 from plait.data.tokens import SPLITS, Prepared
+from plait.train.folder import read_run
 
 if TYPE_CHECKING:
     from plait.cluster.doctor import Finding
@@ -86,7 +87,8 @@ def conclusion(result: Result) -> str:
     lines = [f"{result.folder}: {result.step} steps done"]
     if result.evaluated is not None:
         lines.append(f"validation loss {result.evaluated.loss:.4f} after step {result.evaluated.step}")
-    lines.append(f'next: plait generate {result.folder} --prompt "..."')
+    writes = read_run(result.folder).model.causal
+    lines.append(f'next: plait generate {result.folder} --prompt "..."' if writes else f"next: plait evaluate {result.folder}")
     return "\n".join(lines)
 
 

@@ -122,7 +122,7 @@ def _model(run: spec.Run, base: spec.Run) -> dict[str, Any]:
 def _sequence(run: spec.Run, base: spec.Run) -> int:
     if "sequence" not in run.data.model_fields_set:
         return base.data.sequence
-    if base.model.family == "gpt2" and run.data.sequence != base.data.sequence:
+    if not base.model.rotates and run.data.sequence != base.data.sequence:
         raise RunFileError(
             f"data.sequence = {run.data.sequence}: the model in {_named(run)} has learned {base.data.sequence} positions; leave it out"
         )

@@ -147,10 +147,10 @@ def test_a_very_large_corpus_trains_the_tokenizer_on_an_even_sample(tmp_path: Pa
     seen: list[str] = []
     original = worker.Workers.train
 
-    def spy(self: worker.Workers, texts: Any, size: int) -> str:
+    def spy(self: worker.Workers, texts: Any, size: int, special: list[str]) -> str:
         kept = list(texts)
         seen.extend(text for some in kept for text in some)
-        return original(self, kept, size)
+        return original(self, kept, size, special)
 
     monkeypatch.setattr(worker.Workers, "train", spy)
     data = told(tmp_path)

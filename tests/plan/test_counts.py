@@ -16,7 +16,7 @@ from plait.plan.counts import active_parameters, flops_per_token, matmul_paramet
 def models(draw):
     heads = draw(st.sampled_from([1, 2, 4, 6]))
     return spec.Model(
-        family=draw(st.sampled_from(["gpt2", "llama"])),
+        family=draw(st.sampled_from(["gpt2", "llama", "bert"])),
         layers=draw(st.integers(1, 3)),
         heads=heads,
         width=heads * draw(st.sampled_from([2, 4, 10])),
@@ -53,7 +53,8 @@ def test_counts_are_those_of_the_built_model(model, vocabulary, sequence):
     built = build(model, vocabulary, sequence, 0)
     assert parameters(model, vocabulary, sequence) == sum(parameter.numel() for parameter in built.parameters())
     in_blocks = sum(parameter.numel() for parameter in built.blocks.parameters() if parameter.ndim == 2)
-    assert matmul_parameters(model, vocabulary) == in_blocks + vocabulary * model.width
+    transform = built.transform.weight.numel() if model.family == "bert" else 0
+    assert matmul_parameters(model, vocabulary) == in_blocks + transform + vocabulary * model.width
 
 
 @settings(max_examples=60, deadline=None)

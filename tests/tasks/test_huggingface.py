@@ -17,6 +17,7 @@ from plait.cluster.nursery import Nursery
 from plait.data import bpe
 from plait.errors import CheckpointError, UserError
 from plait.model.build import build
+from plait.tasks.generate import generate
 from plait.tasks.huggingface.exporting import export_model
 from plait.tasks.huggingface.importing import import_model
 from plait.tasks.pretrain import train
@@ -54,7 +55,14 @@ MODELS = {
         {**DECODER, "head_dim": 8, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
         | {"mlp_only_layers": [0]},
     ),
+    "bert": (
+        "Bert",
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"max_position_embeddings": CONTEXT},
+    ),
 }
+HEADS = {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM"}
+DECODERS = [name for name in MODELS if name != "bert"]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Call
         family, settings = MODELS[name]
         torch.manual_seed(0)
         config = getattr(transformers, f"{family}Config")(**{**settings, **changes})
-        head = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
+        head = HEADS.get(family, "ForCausalLM")
         model = getattr(transformers, f"{family}{head}")(config)
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
@@ -87,7 +95,8 @@ def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
 
 
 def theirs(folder: Path) -> nn.Module:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    kind = "MaskedLM" if "bert" in json.loads((folder / "config.json").read_text())["model_type"] else "CausalLM"
+    return getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
@@ -117,9 +126,15 @@ def test_a_model_comes_and_goes_unchanged(name: str, saved: Callable[..., Path],
     assert read_run(tmp_path / "again").model == read_run(tmp_path / "ours").model
     back = theirs(tmp_path / "back")
     assert torch.equal(logits_of(back), logits_of(original))
+    if name in DECODERS:
+        check_writing(trained.module, original, back)
+
+
+def check_writing(module: nn.Module, original: Any, back: Any) -> None:
+    """All three write the same tokens."""
     prompt = tokens(1, 6)
     wanted = original.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)[0, 6:].tolist()
-    assert greedy(trained.module, prompt[0].tolist(), 12) == wanted
+    assert greedy(module, prompt[0].tolist(), 12) == wanted
     assert back.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=-1, pad_token_id=0)[0, 6:].tolist() == wanted
 
 
@@ -255,3 +270,19 @@ def test_every_weight_of_a_built_model_is_mapped_once(name: str, saved: Callable
     assert {weight.path: weight.shape for weight in weights} == built
     names = [source.name for weight in weights for source in weight.sources]
     assert len(names) == len(set(names))
+
+
+def test_names_of_old_berts_are_read_and_its_other_heads_left_behind(saved: Callable[..., Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = saved("bert")
+    tensors = load_file(source / "model.safetensors")
+    renamed = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensors[name] for name in tensors
+    }
+    renamed["bert.pooler.dense.weight"] = torch.zeros(32, 32)
+    save_file(renamed, source / "model.safetensors")
+    import_model(source, tmp_path / "ours")
+    assert torch.equal(load(tmp_path / "ours", "cpu").module.norm.weight, tensors["cls.predictions.transform.LayerNorm.weight"])
+    with pytest.raises(UserError, match=r'family = "bert" tells tokens that are hidden, and writes no text'):
+        generate(load(tmp_path / "ours", "cpu").module, load(tmp_path / "ours", "cpu").tokenizer, ["a"])

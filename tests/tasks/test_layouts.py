@@ -40,7 +40,8 @@ def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
 GPT2 = {"model__family": "gpt2", "model__kv_heads": None, "data__document_mask": True}
 MOE = {"model__family": "moe", "model__experts": 4, "model__shared_experts": 1, "model__auxiliary": 0.01}
 QWEN = {"model__qk_norm": True, "model__qkv_bias": True, "model__head_size": 12}
-FAMILIES = {"llama": {}, "gpt2": GPT2, "moe": MOE, "qwen": QWEN}
+BERT = {"model__family": "bert", "model__kv_heads": None, "data__objective": {"kind": "masked", "whole_words": True}}
+FAMILIES = {"llama": {}, "gpt2": GPT2, "moe": MOE, "qwen": QWEN, "bert": BERT}
 
 LAYOUTS = [
     ("llama", {"tensor": 2}),
@@ -54,7 +55,10 @@ LAYOUTS = [
     ("llama", {"shard": 2, "tensor": 2}),
     slow("moe", {"context": 2, "tensor": 2}),
     ("moe", {"expert": 2, "shard": 2}),
-    ("qwen", {"tensor": 2}),
+    slow("qwen", {"tensor": 2}),
+    ("bert", {"context": 2, "tensor": 2}),
+    slow("bert", {"pipeline": 2, "shard": 2}),
+    slow("bert", {"replicas": 2, "context": 2, "context_by": "ulysses"}),
     ("gpt2", {"pipeline": 2}),
     slow("llama", {"pipeline": 2, "schedule": "gpipe", "tensor": 2}),
     slow("moe", {"pipeline": 2, "shard": 2}),

@@ -6,10 +6,12 @@ from plait.errors import CheckpointError
 from plait.model.huggingface.decoders import DECODERS
 from plait.model.huggingface.decoders import kind_of as kind_of_decoder
 from plait.model.huggingface.dialect import Config, Dialect, Shape, Source, Weight
+from plait.model.huggingface.encoders import BERT
+from plait.model.huggingface.encoders import check as check_encoder
 
 __all__ = ["Config", "Dialect", "Shape", "Source", "Weight", "dialect", "dialect_of"]
 
-_DIALECTS = {dialect.kind: dialect for dialect in DECODERS}
+_DIALECTS = {dialect.kind: dialect for dialect in (*DECODERS, BERT)}
 
 
 def dialect(kind: str, where: str) -> Dialect:
@@ -23,4 +25,7 @@ def dialect_of(shape: Shape) -> Dialect:
     """The one that a model of plait's is written in. Raises CheckpointError naming a setting that none of them has."""
     if ":" in shape.model.family:
         raise CheckpointError(f'model.family = "{shape.model.family}": a model of your own has no family at Hugging Face')
+    if shape.model.family == "bert":
+        check_encoder(shape)
+        return BERT
     return _DIALECTS[kind_of_decoder(shape)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -134,7 +134,8 @@ class Config:
 @dataclass(frozen=True)
 class Dialect:
     """A model_type. read: settings of [model], "vocabulary" and "context", out of a config. write: a config, without what all have.
-    weights: what maps. prefix: what names of a model without a head lack. unused: patterns of tensors that hold nothing learned."""
+    weights: what maps. prefix: what names of a model without a head lack. unused: patterns of tensors that no
+    logit hangs on. renamed: endings that names had once."""
 
     kind: str
     architecture: str
@@ -143,6 +144,7 @@ class Dialect:
     weights: Callable[[Shape], Iterable[Weight]]
     prefix: str = ""
     unused: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 _MEANINGLESS = {

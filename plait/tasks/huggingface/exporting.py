@@ -20,6 +20,7 @@ import numpy as np
 
 from plait import __version__, spec
 from plait.data import tokenizer as tokenizers
+from plait.data import vocabulary
 from plait.data.tokenizer import Tokenizer
 from plait.errors import CheckpointError, UserError
 from plait.model.huggingface import Dialect, Shape, Source, dialect_of
@@ -205,6 +206,8 @@ def _describe(folder: Path, to: Path, dialect: Dialect, shape: Shape, dtype: str
     if not (to / "tokenizer_config.json").exists():
         end = tokenizer.decode([tokenizer.end_of_text])
         of_tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
+        masks = [name for name in vocabulary.MASKS if tokenizer.token(name) is not None]
+        of_tokenizer |= {"mask_token": masks[0]} if masks else {}
         _write_json(
             to / "tokenizer_config.json", {**of_tokenizer, "model_max_length": shape.context, "clean_up_tokenization_spaces": False}
         )

@@ -94,9 +94,12 @@ class Tensors:
             raise CheckpointError(f"{self._folder}: its tensors are not those of {CONFIG}:\n  " + "\n  ".join(wrong[: 2 * _SHOWN]))
 
     def _name_alike(self, dialect: Dialect) -> None:
-        """A model that was saved without its head lacks the prefix; what holds nothing learned is left out."""
+        """A model that was saved without its head lacks the prefix; what no logit hangs on is left out."""
         if dialect.prefix and not any(name.startswith(dialect.prefix) for name in self._places):
             self._places = {name if name == "lm_head.weight" else dialect.prefix + name: place for name, place in self._places.items()}
+        for old, new in dialect.renamed.items():
+            places = self._places.items()
+            self._places = {name.removesuffix(old) + new if name.endswith(old) else name: place for name, place in places}
         unused = [name for name in self._places if any(fnmatchcase(name, pattern) for pattern in dialect.unused)]
         for name in unused:
             del self._places[name]

@@ -41,6 +41,13 @@ class Imported:
     kind: str
     parameters: int
     bytes: int
+    writes: bool
+
+    @property
+    def next(self) -> str:
+        """What one does with it."""
+        go_on = f'write finetune.from = "{self.folder}" in a run file'
+        return f'next: plait generate {self.folder} --prompt "...", or {go_on}' if self.writes else f"next: {go_on}"
 
 
 def import_model(source: str | Path, out: str | Path, *, context: int | None = None) -> Imported:
@@ -61,7 +68,7 @@ def import_model(source: str | Path, out: str | Path, *, context: int | None = N
             run = _claim(folder, source, shape, tokenizer)
             written = _write(folder.checkpoints, weights, tensors, run)
     _keep(source, out, values)
-    return Imported(out, dialect.kind, sum(math.prod(weight.shape) for weight in weights), written.bytes)
+    return Imported(out, dialect.kind, sum(math.prod(weight.shape) for weight in weights), written.bytes, shape.model.causal)
 
 
 def _described(values: dict[str, Any], where: Path, context: int | None) -> tuple[Dialect, Shape]:
@@ -84,7 +91,9 @@ def _described(values: dict[str, Any], where: Path, context: int | None) -> tupl
 def _run_table(settings: Mapping[str, Any], context: int, source: Path, tokenizer: str) -> dict[str, Any]:
     """A run of no data yet; training begins with a run file of one's own."""
     model = {key: value for key, value in settings.items() if value is not None}
-    data = {"corpus": [f"none: imported from {source.name}"], "tokenizer": {"file": tokenizer}, "sequence": context}
+    data: dict[str, Any] = {"corpus": [f"none: imported from {source.name}"], "tokenizer": {"file": tokenizer}, "sequence": context}
+    if settings["family"] == "bert":
+        data["objective"] = {"kind": "masked"}
     return {"model": model, "data": data, "train": {"duration": "1 steps"}}
 
 

@@ -1,0 +1,120 @@
+"""Masked tokens: so many as the divisor says, whole words together, and the same for every cut of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plait import spec
+from plait.data import bpe, chance
+from plait.data.batches import NO_TARGET, Batches, EvaluationBatches
+from plait.data.objective import Masking, build
+from plait.data.tokenizer import load
+from plait.data.tokens import Split, TokenFile
+from plait.data.words import LONGEST, Words
+from plait.errors import DataError, RunFileError
+
+MASK, VOCABULARY = 5000, 4000
+
+
+def split(length: int, sequence: int) -> Split:
+    tokens = np.arange(length, dtype=np.uint32)
+    return Split(
+        "train", [TokenFile(Path("0.npy"), tokens, np.arange(0, length, 7))], [1.0], sequence, False, Masking(0.2, MASK, VOCABULARY)
+    )
+
+
+def batches(length: int = 203, sequence: int = 16) -> Batches:
+    train = spec.Train(duration=spec.Duration("10 steps"), batch=13, micro_batch=1, seed=3)
+    return Batches(split(length, sequence), train, "f")
+
+
+@given(st.integers(20, 300), st.integers(2, 40))
+def test_the_divisor_is_known_before_a_token_is_read(length: int, sequence: int) -> None:
+    found = batches(length, sequence)
+    for step in (1, 2):
+        read = found.read(step, 0, 13)
+        assert (read.targets_BL != NO_TARGET).sum() == found.targets(step)
+        assert found.targets(step, [[2, 5]]) == (read.targets_BL[2:5] != NO_TARGET).sum()
+
+
+def test_what_is_hidden_is_told_and_all_else_is_as_it_was() -> None:
+    read = batches().read(1, 0, 13)
+    told = read.targets_BL != NO_TARGET
+    original = np.where(told, read.targets_BL, read.tokens_BL)
+    assert read.documents_BL is not None
+    assert np.array_equal(np.diff(original, axis=1)[read.documents_BL[:, 1:] == 0], np.ones((read.documents_BL[:, 1:] == 0).sum()))
+    assert (read.tokens_BL[told] == MASK).mean() > 0.5
+    assert (read.documents_BL == -1).sum() == 16 - 202 % 16
+    assert not told[read.documents_BL == -1].any()
+
+
+def test_masks_follow_no_cut_and_are_others_in_the_next_epoch() -> None:
+    found = batches()
+    together = found.read(2, 0, 13)
+    for first, end in ((0, 4), (4, 13)):
+        part = batches().read(2, first, end)
+        assert np.array_equal(part.tokens_BL, together.tokens_BL[first:end])
+        assert np.array_equal(part.targets_BL, together.targets_BL[first:end])
+    places = {step: {(row[row != NO_TARGET].tobytes()) for row in found.read(step, 0, 13).targets_BL} for step in (1, 2)}
+    assert len(places[1] & places[2]) < 4
+    measured = EvaluationBatches(split(203, 16))
+    assert (measured.read(0, 5).targets_BL != NO_TARGET).sum() == measured.targets(0, 5)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tuple[Words, object]:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(bpe.train(["the cat, under the tree; unbelievable"] * 2, 275, ["<|endoftext|>", "<|mask|>"]))
+    tokenizer = load(path)
+    return Words.of(tokenizer), tokenizer
+
+
+def test_tokens_of_a_word_are_found_by_their_text(words: tuple[Words, object]) -> None:
+    table, tokenizer = words
+    [ids] = tokenizer.encode(["the cat, under xyz\nÄpfel (two)"])  # type: ignore[attr-defined]
+    numbers = table.number(ids[None].astype(np.int64))[0]
+    pieces: dict[int, list[int]] = {}
+    for number, token in zip(numbers, ids, strict=True):
+        pieces.setdefault(int(number), []).append(int(token))
+    texts = [tokenizer.decode(some).strip() for some in pieces.values()]  # type: ignore[attr-defined]
+    assert [text for text in texts if text] == ["the", "cat", ",", "under", "xyz", "Äpfel", "(", "two", ")"]
+
+
+def test_whole_words_are_hidden_together_and_still_exactly_so_many() -> None:
+    letters = np.ones(VOCABULARY, dtype=bool)
+    letters[::3] = False
+    masking = Masking(0.3, MASK, VOCABULARY, Words(letters, np.ones(VOCABULARY, dtype=bool)))
+    tokens = np.arange(40 * 24).reshape(40, 24)
+    _, targets = masking.apply(tokens, np.full(40, 24), chance.keys(0, "masked", np.arange(40)))
+    told = targets != NO_TARGET
+    assert (told.sum(axis=1) == 7).all()
+    whole = told.reshape(40, 8, 3).sum(axis=2)
+    assert ((whole == 0) | (whole == 3)).sum(axis=1).min() == 7  # of one word a part, since three do not divide seven
+    assert masking.words is not None
+    assert masking.words.number(np.ones((1, 20), dtype=np.int64)).max() == 19 // LONGEST
+
+
+def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(bpe.train(["a b"], 257))
+    with pytest.raises(DataError, match=r"needs a tokenizer with a mask token, .* <\|mask\|>, \[MASK\]"):
+        build(spec.Objective(kind="masked"), load(tmp_path / "tokenizer.json"))
+
+
+@pytest.mark.parametrize(
+    ("model", "objective", "told"),
+    [
+        ({"family": "bert"}, {}, r'family = "bert" and data.objective.kind = "causal".* kind = "masked"'),
+        ({"family": "gpt2"}, {"kind": "masked"}, r'this family learns by "causal"'),
+        ({}, {"rate": 0.1}, r'rate belongs to kind = "masked"'),
+    ],
+    ids=str,
+)
+def test_what_a_family_cannot_learn_is_refused(model: dict, objective: dict, told: str) -> None:
+    table = {"model": model, "data": {"corpus": ["a"], "objective": objective}, "train": {"duration": "1 steps"}}
+    with pytest.raises(RunFileError, match=told):
+        spec.parse(table)
