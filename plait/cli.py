@@ -26,6 +26,7 @@ app.add_typer(verify, name="verify")
 RunFile = Annotated[Path, typer.Argument(metavar="RUN.toml", help="The run file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]...", help="Settings laid over the file's.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder.")]
+PreparedData = Annotated[Path, typer.Argument(metavar="PREPARED", help="A folder that plait data prepare printed, or its run file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
@@ -180,6 +181,42 @@ def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
     from plait.tasks.showing import PreparingBar, prepared_lines
 
     print(prepared_lines(pretrain.prepare(spec.load(run_file, overrides or ()), PreparingBar())))
+
+
+@data.command("stats")
+def data_stats(
+    what: PreparedData,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
+) -> None:
+    """Show what a prepared corpus holds: lengths, languages, sources, why documents were dropped, token counts."""
+    from plait.data import statistics
+    from plait.tasks import corpus
+
+    prepared = corpus.opened(what, overrides or ())
+    told = statistics.of(prepared)
+    if page is not None:
+        from plait.proof.report.corpus import write_page
+
+        write_page(prepared, told, page)
+    if as_json:
+        print(json.dumps(told.as_dict()))
+    else:
+        corpus.print_statistics(told)
+
+
+@data.command("explain")
+def data_explain(
+    what: PreparedData,
+    document: Annotated[str, typer.Option(help="16 digits of its hash, FILE:LINE, or its number.")],
+    overrides: Overrides = None,
+) -> None:
+    """Say why a document was kept, changed or dropped: by which rule, with which value."""
+    from plait.data.explain import explain
+    from plait.tasks import corpus
+
+    print(explain(corpus.opened(what, overrides or ()), document))
 
 
 @alerts.command("test")

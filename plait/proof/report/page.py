@@ -5,18 +5,15 @@ It is well-formed XML too; light or dark as its reader's screen is, and light on
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from plait.proof import amounts
 from plait.proof.comparison import Comparison
 from plait.proof.report.curves import curves
-from plait.proof.report.markup import text
+from plait.proof.report.markup import document, text
 from plait.proof.report.outcome import outcome
 from plait.proof.report.settings import again, settings
 from plait.proof.report.traffic import staleness, traffic
 from plait.proof.verdict import verdict
 
-STYLE = Path(__file__).with_name("page.css")
 _FEW = 4
 """Hosts that are named."""
 
@@ -33,16 +30,7 @@ def page(comparison: Comparison, command: str) -> str:
         settings(comparison),
         again(comparison, command),
     ]
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en" xmlns="http://www.w3.org/1999/xhtml"><head><meta charset="utf-8"/>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"/><meta name="color-scheme" content="light dark"/>',
-            f"<title>{text(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body><main>",
-            *(section for section in sections if section),
-            "</main></body></html>\n",
-        ]
-    )
+    return document(title, [section for section in sections if section])
 
 
 def _title(comparison: Comparison) -> str:
