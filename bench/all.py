@@ -39,6 +39,7 @@ BENCHMARKS = (
     "checkpoints",
     "preparing",
     "huggingface",
+    "generate",
     "gpu",
 )
 FULL = Effort(rounds=6, seconds=4.0)

@@ -70,6 +70,8 @@ class TextStream:
         self._tokenizer = tokenizer
         self._shown: list[int] = []
         self._waiting: list[int] = []
+        self._before = 0
+        """characters of what was shown last, decoded by itself"""
 
     def push(self, token: int) -> str:
         """The text that is now certain."""
@@ -78,14 +80,14 @@ class TextStream:
         if not added or added.endswith("\ufffd"):
             return ""
         self._shown, self._waiting = self._waiting, []
+        self._before = len(self._tokenizer.decode(self._shown))
         return added
 
     def flush(self) -> str:
         """What was kept back: the end of the text, broken characters as U+FFFD."""
         added = self._added()
-        self._shown, self._waiting = [], []
+        self._shown, self._waiting, self._before = [], [], 0
         return added
 
     def _added(self) -> str:
-        before = self._tokenizer.decode(self._shown) if self._shown else ""
-        return self._tokenizer.decode([*self._shown, *self._waiting])[len(before) :]
+        return self._tokenizer.decode([*self._shown, *self._waiting])[self._before :]

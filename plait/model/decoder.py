@@ -66,7 +66,7 @@ class Decoder(Layered):
             around, positions_BL = self.around(length, documents_BL, noise, cut), None
         else:
             positions_BL, mask = cache.extend(length)
-            around = Around(self._rotation(length, positions_BL), mask, noise)
+            around = Around(self.rotation(length, positions_BL), mask, noise)
         x_BLD = self.enter(tokens_BL, around, positions_BL)
         for layer, block in enumerate(self.blocks):
             x_BLD = self.through(block, x_BLD, around) if cache is None else block(x_BLD, around, cache.layer(layer))
@@ -75,8 +75,8 @@ class Decoder(Layered):
     def around(self, length: int, documents_BL: Tensor | None, noise: Noise | None, cut: Cut | None = None) -> Around:
         """What blocks are given beside x, for `length` positions."""
         if cut is None:
-            return Around(self._rotation(length, None), document_mask(documents_BL, None), noise)
-        return Around(self._rotation(length, cut.positions_L), document_mask(documents_BL, cut.positions_L), noise, cut)
+            return Around(self.rotation(length, None), document_mask(documents_BL, None), noise)
+        return Around(self.rotation(length, cut.positions_L), document_mask(documents_BL, cut.positions_L), noise, cut)
 
     def enter(self, tokens_BL: Tensor, around: Around, positions_BL: Tensor | None = None) -> Tensor:
         """x_BLD, the residual stream before the first block."""
@@ -90,12 +90,13 @@ class Decoder(Layered):
         """logits_BLV of what the last block returned."""
         return cast(Tensor, self.head(self.norm(x_BLD)))
 
-    def new_cache(self, rows: int, positions: int) -> Cache:
-        """An empty memory for generating `rows` texts at once, of up to `positions` tokens each."""
+    def new_cache(self, rows: int, positions: int, padding: list[int] | None = None) -> Cache:
+        """An empty memory for generating `rows` texts at once, of up to `positions` tokens each, `padding` before them included."""
         weight = self.embed.weight
-        return Cache(self.model, rows, positions, dtype=_compute_dtype(weight), device=weight.device)
+        return Cache(self.model, rows, positions, padding, dtype=_compute_dtype(weight), device=weight.device)
 
-    def _rotation(self, length: int, positions: Tensor | None) -> Rotation | None:
+    def rotation(self, length: int, positions: Tensor | None) -> Rotation | None:
+        """Angles of these positions, of the first `length` when None; none in families without."""
         return None if self.rotary is None else self.rotary(length, positions)
 
 

@@ -2,7 +2,7 @@
 
 A text begins with end_of_text, as every document that the model read did, and goes on behind its prompt until the model says
 end_of_text, a stop string appears, or its tokens or the model's context are used up. What a prompt gets does not depend on the
-prompts beside it: each has its own generator, keyed by (seed, prompt number), and attention sees no padding.
+prompts beside it: each token is drawn by a hash of (seed, prompt number, place), and attention sees no padding.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from plait.data.tokenizer import TextStream, Tokenizer
 from plait.errors import UserError
+from plait.model.decode import Step, prefill
 from plait.model.decoder import Decoder
 from plait.model.layered import Layered
 
@@ -30,7 +31,7 @@ class Sampling:
     """How the next token is chosen. Raises UserError for settings that mean nothing.
 
     tokens: most to write. temperature: 0 is greedy. top_k: among the k likeliest. top_p: among the likeliest that together
-    have at least this probability. stop: texts before which to stop; they are not shown. seed: of the prompts' generators.
+    have at least this probability. stop: texts before which to stop; they are not shown. seed: of the draws.
     """
 
     tokens: int = 200
@@ -128,9 +129,8 @@ class _Text:
         self.number, self.prompt, self.ids, self.settings = number, prompt, ids, settings
         self.tokens: list[int] = []
         self.reason: Reason | None = None
-        self.generator = _generator(settings.seed, number)
         self._end_of_text = tokenizer.end_of_text
-        self._room = settings.tokens if context is None else min(settings.tokens, context - len(ids) + 1)
+        self.room = settings.tokens if context is None else min(settings.tokens, context - len(ids) + 1)
         self._stream = TextStream(tokenizer)
         for token in ids[-8:]:  # the first piece may hang on what stands before it, a word's leading space
             self._stream.push(token)
@@ -144,8 +144,8 @@ class _Text:
             self.reason = "end"
         else:
             self._held += self._stream.push(token)
-            if len(self.tokens) == self._room:
-                self.reason = "tokens" if self._room == self.settings.tokens else "context"
+            if len(self.tokens) == self.room:
+                self.reason = "tokens" if self.room == self.settings.tokens else "context"
         if self.reason is not None:
             self._held += self._stream.flush()
         piece = self._certain()
@@ -178,24 +178,25 @@ class _Cached:
     """Computes each position once."""
 
     def __init__(self, model: Decoder, texts: list[_Text]) -> None:
-        self._model, self._running = model, texts
+        self._model, self._running, self._step = model, texts, Step(model)
         longest = max(len(text.ids) for text in texts)
-        self._cache = model.new_cache(len(texts), min(model.context, longest + texts[0].settings.tokens))
+        self._padding = [longest - len(text.ids) for text in texts]
+        self._cache = model.new_cache(len(texts), longest + max(text.room for text in texts), self._padding)
 
     @torch.inference_mode()
     def first(self) -> Tensor:
-        """Logits behind the prompts, [B, V]. Shorter prompts are padded on the right, and the padding is forgotten."""
-        logits_BV = _last_logits(self._model, [text.ids for text in self._running], cache=self._cache)
-        self._cache.keep([len(text.ids) for text in self._running])
-        return logits_BV
+        """Logits behind the prompts, [B, V]."""
+        padded = [[0] * padding + text.ids for padding, text in zip(self._padding, self._running, strict=True)]
+        return prefill(self._model, torch.tensor(padded, device=self._model.embed.weight.device), self._cache)
 
     @torch.inference_mode()
     def next(self, rows: list[int]) -> Tensor:
         """Logits behind the newest token of these rows, which alone go on."""
         if len(rows) < len(self._running):
             self._cache.select(rows)
-        self._running = [self._running[row] for row in rows]
-        return _last_logits(self._model, [text.tokens[-1:] for text in self._running], cache=self._cache)
+            self._running = [self._running[row] for row in rows]
+        newest = [text.tokens[-1] for text in self._running]
+        return self._step(torch.tensor(newest, device=self._model.embed.weight.device), self._cache)
 
 
 class _Anew:
@@ -215,38 +216,50 @@ class _Anew:
         return self.first()
 
 
-def _last_logits(model: nn.Module, sequences: list[list[int]], **memory: object) -> Tensor:
+def _last_logits(model: nn.Module, sequences: list[list[int]]) -> Tensor:
     """Logits behind the last token of each sequence, [B, V]."""
     device = next(model.parameters()).device
     tokens_BL = pad_sequence([torch.tensor(tokens) for tokens in sequences], batch_first=True).to(device)
     last_B = torch.tensor([len(tokens) - 1 for tokens in sequences], device=device)
-    logits_BLV: Tensor = model(tokens_BL, **memory)
+    logits_BLV: Tensor = model(tokens_BL)
     return logits_BLV[torch.arange(len(sequences), device=device), last_B]
 
 
 def _choose(logits_BV: Tensor, texts: list[_Text]) -> list[int]:
     settings = texts[0].settings
     if settings.temperature == 0:
-        return [int(token) for token in logits_BV.argmax(-1)]
-    draws_B1 = torch.stack([torch.rand(1, generator=text.generator, dtype=torch.float64) for text in texts])
+        chosen: list[int] = logits_BV.argmax(-1).tolist()
+        return chosen
+    draws_B1 = torch.tensor([[_draw(settings.seed, text.number, len(text.tokens))] for text in texts], dtype=torch.float64)
     return _sample(logits_BV.to("cpu", torch.float64), settings, draws_B1)
 
 
 def _sample(logits_BV: Tensor, settings: Sampling, draws_B1: Tensor) -> list[int]:
-    """The token at which the cumulative probability, likeliest first, passes the draw from [0, 1)."""
-    ordered_BV, tokens_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+    """The token at which the cumulative probability of the candidates passes the draw from [0, 1)."""
+    logits_BC, tokens_BC = _candidates(logits_BV, settings)
     # The likeliest is moved to zero first, so that no temperature, however low, makes infinities of two.
-    p_BV = ((ordered_BV - ordered_BV[:, :1]) / settings.temperature).softmax(-1)
-    p_BV = p_BV[:, : settings.top_k]
-    total_BV = p_BV.cumsum(-1)
+    p_BC = ((logits_BC - logits_BC.amax(-1, keepdim=True)) / settings.temperature).softmax(-1)
+    total_BC = p_BC.cumsum(-1)
     if settings.top_p is not None:
-        p_BV = p_BV.masked_fill(total_BV - p_BV >= settings.top_p * total_BV[:, -1:], 0.0)
-        total_BV = p_BV.cumsum(-1)
-    chosen_B1 = torch.searchsorted(total_BV, draws_B1 * total_BV[:, -1:], right=True)
-    last_B1 = (p_BV > 0).sum(-1, keepdim=True) - 1  # a draw next to 1 may be rounded past it
-    return [int(token) for token in tokens_BV.gather(1, chosen_B1.minimum(last_B1))]
+        p_BC = p_BC.masked_fill(total_BC - p_BC >= settings.top_p * total_BC[:, -1:], 0.0)
+        total_BC = p_BC.cumsum(-1)
+    chosen_B1 = torch.searchsorted(total_BC, draws_B1 * total_BC[:, -1:], right=True)
+    last_B1 = p_BC.shape[-1] - 1 - (p_BC.flip(-1) > 0).to(torch.uint8).argmax(-1, keepdim=True)  # a draw next to 1 may be rounded past it
+    chosen_B1 = chosen_B1.minimum(last_B1)
+    chosen: list[int] = (chosen_B1 if tokens_BC is None else tokens_BC.gather(1, chosen_B1))[:, 0].tolist()
+    return chosen
 
 
-def _generator(seed: int, number: int) -> torch.Generator:
-    key = hashlib.blake2b(f"generate {seed} {number}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(key, "little", signed=True))
+def _candidates(logits_BV: Tensor, settings: Sampling) -> tuple[Tensor, Tensor | None]:
+    """Logits to choose among and their tokens, likeliest first; all in their own order, and None, where no order is needed."""
+    if settings.top_k is not None:
+        return logits_BV.topk(min(settings.top_k, logits_BV.shape[-1]))
+    if settings.top_p is None or settings.top_p == 1:
+        return logits_BV, None
+    return logits_BV.sort(dim=-1, descending=True, stable=True)
+
+
+def _draw(seed: int, number: int, place: int) -> float:
+    """From [0, 1), for the token at a place behind a prompt: a hash, so that it hangs on nothing else."""
+    key = hashlib.blake2b(f"generate {seed} {number} {place}".encode(), digest_size=8).digest()
+    return (int.from_bytes(key, "little") >> 11) / 2**53

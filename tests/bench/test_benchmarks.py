@@ -46,5 +46,6 @@ def test_training_is_measured(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the extra [bench]")
-def test_transformers_is_measured(tmp_path: Path) -> None:
-    assert all(figure["value"] > 0 for figure in run("against_transformers", tmp_path))
+@pytest.mark.parametrize("name", ["against_transformers", "generate"])
+def test_transformers_is_measured(name: str, tmp_path: Path) -> None:
+    assert all(figure["value"] > 0 for figure in run(name, tmp_path))
