@@ -46,6 +46,12 @@ class Store(ABC):
         with self._told(name, "read"):
             return b"" if end is not None and end <= first else self._read(name, first, end)
 
+    def find(self, name: str) -> bytes | None:
+        """What is under a name, if anything is."""
+        with contextlib.suppress(NotStored):
+            return self.read(name)
+        return None
+
     def write(self, name: str, content: bytes) -> None:
         """Put the content under a name, in place of what was there; no reader ever sees a part of it."""
         with self._told(name, "write"):

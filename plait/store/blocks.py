@@ -1,0 +1,177 @@
+"""Blocks: how a large file is kept in a store, so that any part of it can be fetched, checked and kept alone.
+
+    token file    ├ 256 KiB ┼ 256 KiB ┼ 256 KiB ┼ rest ┤
+                       │ zstd     │         │        │
+    NAME.blocks   ├ frame ┼ frame ┼ frame ┼ frame ┤            at rest and on the wire
+    NAME.index    length and checksum of each frame             20 bytes a block
+    files.json    {NAME: bytes, sha256, and those of its index}  written last: what it does not name is not there
+
+A frame is checked before it is unpacked, wherever it came from: the store, a cache of another host, the backup. The frames of a file
+follow each other, so that many blocks in a row are one range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import zstandard
+
+from plait.errors import StorageError
+from plait.store import trouble
+from plait.store.patience import Damaged, insistently
+from plait.store.protocol import Store
+
+BLOCK = 256 << 10
+FILES = "files.json"
+_FORMAT = 1
+_INDEX = np.dtype([("length", "<u4"), ("checksum", "V16")])
+_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A file that is kept in blocks. sha256: of the file; index_sha256: of its index."""
+
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.bytes // BLOCK)
+
+
+class Index:
+    """Where each frame of a file is, and its checksum."""
+
+    def __init__(self, content: bytes) -> None:
+        entries = np.frombuffer(content, _INDEX)
+        self._checksums = entries["checksum"]
+        self._ends = np.cumsum(entries["length"], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def span(self, block: int) -> tuple[int, int]:
+        """The bytes [first, end) of a frame."""
+        return (int(self._ends[block - 1]) if block else 0), int(self._ends[block])
+
+    def checksum(self, block: int) -> str:
+        return bytes(self._checksums[block]).hex()
+
+    def fits(self, block: int, frame: bytes) -> bool:
+        """Whether a frame is the one that was written."""
+        return checksum(frame).hex() == self.checksum(block)
+
+
+def checksum(frame: bytes) -> bytes:
+    return hashlib.blake2b(frame, digest_size=16).digest()
+
+
+def fetch(store: Store, name: str, index: Index, first: int, end: int) -> list[bytes]:
+    """The frames [first, end) in one read. Raises StorageFailed, Damaged."""
+    low, high = index.span(first)[0], index.span(end - 1)[1]
+    url = store.url(blocks_name(name))
+    content = trouble.whole(url, store.read(blocks_name(name), low, high), low, high)
+    frames = [content[index.span(block)[0] - low : index.span(block)[1] - low] for block in range(first, end)]
+    for block, frame in enumerate(frames, first):
+        _check(index, block, frame, url)
+    return frames
+
+
+def unpack(frame: bytes) -> bytes:
+    """The content of a frame that has been checked."""
+    return zstandard.ZstdDecompressor().decompress(frame, max_output_size=BLOCK)
+
+
+def keep(store: Store, folder: Path, names: list[str]) -> None:
+    """Put files into a store, whole or not at all; what stands there already of the same content is left alone."""
+    kept = {}
+    for name in names:
+        kept[name] = _keep_file(store, folder / name, name)
+    content = json.dumps({"format": _FORMAT, "block": BLOCK, "files": {name: asdict(file) for name, file in kept.items()}}, indent=1)
+    insistently(lambda: store.write(FILES, content.encode()))
+
+
+def mirror(source: Store, target: Store) -> None:
+    """Copy what a store keeps to another, checking it on the way."""
+    files = read_files(source)
+    for name, file in files.items():
+        index = read_index(source, name, file)
+        with tempfile.TemporaryDirectory() as folder:
+            packed = Path(folder) / "blocks"
+            insistently(lambda: source.download(blocks_name(name), packed))  # noqa: B023
+            with packed.open("rb") as frames:
+                for block in range(len(index)):
+                    first, end = index.span(block)
+                    _check(index, block, frames.read(end - first), source.url(blocks_name(name)))
+            insistently(lambda: target.upload(packed, blocks_name(name)))  # noqa: B023
+        insistently(lambda: target.write(index_name(name), source.read(index_name(name))))  # noqa: B023
+    insistently(lambda: target.write(FILES, source.read(FILES)))
+
+
+def holds(store: Store) -> bool:
+    return store.stat(FILES) is not None
+
+
+def read_files(store: Store) -> dict[str, Kept]:
+    """What a store keeps. Raises NotStored, Damaged."""
+    try:
+        told = json.loads(store.read(FILES))
+        files = {name: Kept(**file) for name, file in told["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged(f"{store.url(FILES)}: is not what was written") from None
+    if told["format"] != _FORMAT or told["block"] != BLOCK:
+        raise StorageError(f"{store.url(FILES)}: has format {told['format']}, and this plait reads format {_FORMAT}")
+    if strangers := [name for name in files if Path(name).name != name]:
+        raise StorageError(f"{store.url(FILES)}: {strangers[0]!r} is no name of a file")
+    return files
+
+
+def read_index(store: Store, name: str, file: Kept) -> Index:
+    """Raises NotStored, StorageFailed, Damaged."""
+    content = store.read(index_name(name))
+    if hashlib.sha256(content).hexdigest() != file.index_sha256:
+        raise Damaged(f"{store.url(index_name(name))}: is not what was written: its checksum differs")
+    return Index(content)
+
+
+def blocks_name(name: str) -> str:
+    return f"{name}.blocks"
+
+
+def index_name(name: str) -> str:
+    return f"{name}.index"
+
+
+def _check(index: Index, block: int, frame: bytes, url: str) -> None:
+    if not index.fits(block, frame):
+        raise Damaged(f"{url}: block {block} is not what was written: its checksum differs")
+
+
+def _keep_file(store: Store, path: Path, name: str) -> Kept:
+    whole = hashlib.sha256()
+    entries = []
+    with tempfile.NamedTemporaryFile(prefix="plait-") as packed, path.open("rb") as source:
+        for frame in _frames(source, whole):
+            packed.write(frame)
+            entries.append((len(frame), checksum(frame)))
+        packed.flush()
+        insistently(lambda: store.upload(Path(packed.name), blocks_name(name)))
+    index = np.array(entries, _INDEX).tobytes()
+    insistently(lambda: store.write(index_name(name), index))
+    return Kept(path.stat().st_size, whole.hexdigest(), hashlib.sha256(index).hexdigest())
+
+
+def _frames(source: BinaryIO, whole: hashlib._Hash) -> Iterator[bytes]:
+    compressor = zstandard.ZstdCompressor(level=_LEVEL)
+    while content := source.read(BLOCK):
+        whole.update(content)
+        yield compressor.compress(content)
