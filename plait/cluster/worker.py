@@ -16,6 +16,7 @@ from plait import __version__, spec
 from plait.cluster.config import Config
 from plait.cluster.pulse import Pulse
 from plait.cluster.signals import Signals
+from plait.data import kept
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.errors import UserError
@@ -79,6 +80,7 @@ class Worker:
         self._ledger = ledger
         self._signals = signals
         self._run = run = spec.parse(config.run)
+        kept.waiting = progress  # who waits for a storage system does not hang
         self._prepared = Prepared.open(Path(config.prepared), run.data)
         leave_out_of_optimizers()
         devices.set_threads(run.cluster.threads, config.workers_here)

@@ -102,12 +102,20 @@ class Batches:
         numbers = np.arange(self.first(step) + first, self.first(step) + end, dtype=np.int64)
         return self._reader.read(sources[first:end], samples[first:end], numbers, step)
 
+    def ahead(self, step: int, ranges: Ranges) -> None:
+        """These positions of a step will be read soon: of token files that are far away, what they need is fetched meanwhile."""
+        if self._reader.far:
+            positions = self._positions(step)
+            self._reader.ahead(*self._draw(np.concatenate([positions[first:end] for first, end in ranges] or [positions[:0]])))
+
     def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Source and sample at each position of a step; the last step asked for is remembered."""
         if self._drawn is None or self._drawn[0] != step:
-            positions = np.arange(self.first(step), self.first(step) + self.size(step), dtype=np.int64)
-            self._drawn = (step, *self._draw(positions))
+            self._drawn = (step, *self._draw(self._positions(step)))
         return self._drawn[1], self._drawn[2]
+
+    def _positions(self, step: int) -> np.ndarray:
+        return np.arange(self.first(step), self.first(step) + self.size(step), dtype=np.int64)
 
     def _draw(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sources, draws = self._mixture.draw(positions)
@@ -163,6 +171,7 @@ class _Reader:
         self._streams = [_Stream(file, split.sequence) for file in split.sources]
         self._whole = np.array([stream.whole for stream in self._streams])
         self._tails = np.array([stream.tail for stream in self._streams])
+        self.far = any(file.far for file in split.sources)
 
     def length(self, source: int) -> int:
         """Samples an epoch."""
@@ -175,6 +184,10 @@ class _Reader:
     def _lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
         """Tokens in each sample: fewer in the last one of a source."""
         return np.where(samples_B < self._whole[sources_B], self._sequence, self._tails[sources_B])
+
+    def ahead(self, sources_B: np.ndarray, samples_B: np.ndarray) -> None:
+        for source, stream in enumerate(self._streams):
+            stream.ahead(samples_B[sources_B == source])
 
     def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
         shape = (len(numbers_B), self._sequence)
@@ -205,22 +218,26 @@ class _Stream:
     """One source's tokens, seen as rows: inputs, and the same shifted by one."""
 
     def __init__(self, file: TokenFile, sequence: int) -> None:
-        self.whole, self.tail = divmod(len(file.tokens) - 1, sequence)
+        self.whole, self.tail = divmod(len(file) - 1, sequence)
         self.length = self.whole + (self.tail > 0)
-        covered = self.whole * sequence
         self._sequence = sequence
         self._starts = file.starts
-        self._inputs_NL = file.tokens[:covered].reshape(self.whole, sequence)
-        self._targets_NL = file.tokens[1 : covered + 1].reshape(self.whole, sequence)
-        self._last = file.tokens[covered:]
+        self._file = file
 
     def fill(self, rows: np.ndarray, samples: np.ndarray, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
         full = samples < self.whole
-        tokens_BL[rows[full]] = self._inputs_NL[samples[full]]
-        targets_BL[rows[full]] = self._targets_NL[samples[full]]
-        for row in rows[~full]:
-            tokens_BL[row, : self.tail] = self._last[:-1]
-            targets_BL[row, : self.tail] = self._last[1:]
+        self._fill(rows[full], samples[full], self._sequence, tokens_BL, targets_BL)
+        self._fill(rows[~full], samples[~full], self.tail, tokens_BL, targets_BL)
+
+    def _fill(self, rows: np.ndarray, samples: np.ndarray, length: int, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
+        if len(rows):
+            read_BL = self._file.rows(samples * self._sequence, length + 1)
+            tokens_BL[rows, :length] = read_BL[:, :-1]
+            targets_BL[rows, :length] = read_BL[:, 1:]
+
+    def ahead(self, samples: np.ndarray) -> None:
+        """These samples will be read soon."""
+        self._file.ahead(samples[samples < self.whole] * self._sequence, self._sequence + 1)
 
     def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
         """A one where a document begins inside a row; summed along the row they number its documents."""

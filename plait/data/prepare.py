@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import spec
-from plait.data import sources, tokens, vocabulary
+from plait.data import kept, sources, tokens, vocabulary
 from plait.data.hashes import Hashes
 from plait.data.preparation import Preparation
 from plait.data.progress import Listener, Progress
@@ -41,11 +41,11 @@ def find(data: spec.Data) -> Prepared | None:
 
     Raises DataError: the corpus cannot be read, the folder is corrupt.
     """
-    prepared = Path(data.prepared)
+    prepared = kept.place(data)
     if not prepared.is_dir():
         return None
     found = sources.resolve(data)
-    return _opened(prepared / _request(data, found, Hashes(prepared)), data)
+    return _opened(data, _request(data, found, Hashes(prepared)))
 
 
 def prepare(data: spec.Data, *, listener: Listener = lambda progress: None) -> Prepared:
@@ -54,21 +54,25 @@ def prepare(data: spec.Data, *, listener: Listener = lambda progress: None) -> P
     Raises DataError: a mistake in the corpus or the tokenizer, no space left. WorkerFailed: a process died.
     """
     found = sources.resolve(data)
-    prepared = Path(data.prepared)
+    prepared = kept.place(data)
     with _space(prepared, found, data):
         prepared.mkdir(parents=True, exist_ok=True)
         _sum(prepared, found, listener)
         folder = prepared / _request(data, found, Hashes(prepared))
-        if (ready := _opened(folder, data)) is not None:
+        if (ready := _opened(data, folder.name)) is not None:
             return ready
         with durable.locked(prepared / f"{folder.name}.lock"):
             if not folder.exists():
                 Preparation(data, found, folder, listener).run(lambda: _request(data, found, Hashes(prepared)) == folder.name)
-    return Prepared.open(folder, data)
+            kept.keep(data, folder)
+    made = _opened(data, folder.name)
+    assert made is not None
+    return made
 
 
-def _opened(folder: Path, data: spec.Data) -> Prepared | None:
-    return Prepared.open(folder, data) if folder.exists() else None
+def _opened(data: spec.Data, request: str) -> Prepared | None:
+    folder = kept.find(data, request)
+    return None if folder is None else Prepared.open(folder, data)
 
 
 def _sum(prepared: Path, found: list[Source], listener: Listener) -> None:

@@ -16,6 +16,7 @@ Tokens are memory-mapped: opening costs nothing, whatever the size. Torch is not
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +24,18 @@ from typing import Literal
 
 import numpy as np
 import pydantic
+from numpy.lib.stride_tricks import sliding_window_view
 
 from plait import spec
-from plait.data import records, tokenizer
+from plait.data import kept, records, tokenizer
 from plait.data.objective import Masking, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
+from plait.store.cache import CachedFile
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+_HEADER = 256  # bytes, enough for that of a .npy file with one dim
 
 
 class Part(pydantic.BaseModel):
@@ -83,13 +87,59 @@ class Manifest(pydantic.BaseModel):
         return hashlib.sha256(json.dumps([self.format, content]).encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True)
 class TokenFile:
-    """One source's tokens in one split."""
+    """One source's tokens in one split. tokens: uint16 or uint32, memory-mapped; starts: int64, where each document begins."""
 
-    path: Path
-    tokens: np.ndarray  # uint16 or uint32, memory-mapped
-    starts: np.ndarray  # int64: where each document begins
+    far = False
+
+    def __init__(self, path: Path, tokens: np.ndarray, starts: np.ndarray) -> None:
+        self.path = path
+        self.starts = starts
+        self._tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self._tokens
+
+    def rows(self, firsts_B: np.ndarray, length: int) -> np.ndarray:
+        """tokens_BL: `length` tokens from each of some places on."""
+        found: np.ndarray = sliding_window_view(self._tokens, length)[firsts_B]
+        return found
+
+    def ahead(self, firsts_B: np.ndarray, length: int) -> None:
+        """These rows will be read soon."""
+
+
+class FarTokenFile(TokenFile):
+    """One that is kept in a store, read through the cache: a .npy file, whose header says where tokens begin."""
+
+    far = True
+
+    def __init__(self, path: Path, file: CachedFile, starts: np.ndarray) -> None:
+        header = io.BytesIO(file.read(np.zeros(1, np.int64), min(_HEADER, file.size)).tobytes())
+        np.lib.format.read_magic(header)
+        (self._length,), _, self._dtype = np.lib.format.read_array_header_1_0(header)
+        self._begin, self._file = header.tell(), file
+        super().__init__(path, np.zeros(0, self._dtype), starts)
+
+    def __len__(self) -> int:
+        return int(self._length)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """All of them, read through the cache."""
+        return self.rows(np.zeros(1, np.int64), len(self)).reshape(-1)
+
+    def rows(self, firsts_B: np.ndarray, length: int) -> np.ndarray:
+        size = self._dtype.itemsize
+        read: np.ndarray = self._file.read(self._begin + firsts_B * size, length * size).view(self._dtype)
+        return read
+
+    def ahead(self, firsts_B: np.ndarray, length: int) -> None:
+        self._file.ahead(self._begin + firsts_B * self._dtype.itemsize, length * self._dtype.itemsize)
 
 
 @dataclass(frozen=True)
@@ -106,11 +156,11 @@ class Split:
     @property
     def sequences(self) -> int:
         """Sequences an epoch."""
-        return sum(-(-(len(source.tokens) - 1) // self.sequence) for source in self.sources)
+        return sum(-(-(len(source) - 1) // self.sequence) for source in self.sources)
 
     @property
     def tokens(self) -> int:
-        return sum(len(source.tokens) for source in self.sources)
+        return sum(len(source) for source in self.sources)
 
 
 class Prepared:
@@ -129,14 +179,19 @@ class Prepared:
 
         Raises DataError: no manifest, or a file whose size is not what the manifest says.
         """
+        if data is not None:
+            kept.ensure(data, folder)
         manifest = _read_manifest(folder)
         for name, file in (manifest.files | manifest.about).items():
-            _check_size(folder, name, file)
+            if not kept.by_block(data, folder, name):
+                _check_size(folder, name, file)
         return cls(folder, manifest, data)
 
     def verify(self) -> None:
         """Read every file whole. Raises DataError naming the one whose checksum is not the manifest's."""
         for name, file in (self._manifest.files | self._manifest.about).items():
+            if kept.by_block(self._data, self.folder, name):
+                continue  # each block is checked as it is fetched
             _check_size(self.folder, name, file)
             with (self.folder / name).open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
@@ -157,6 +212,7 @@ class Prepared:
         if self._data is None:
             raise ValueError("the weights of sources stand in the run file: Prepared.open(folder, run.data).split(...)")
         self._check_split(name, sequence)
+        kept.ensure(self._data, self.folder)
         weights = dict(enumerate(weights_of(self._data)))
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
@@ -226,8 +282,11 @@ class Prepared:
             )
 
     def _token_file(self, split: str, index: int) -> TokenFile:
-        path = self.folder / tokens_name(split, index)
-        return TokenFile(path, _load(path), _load(self.folder / starts_name(split, index)))
+        name = tokens_name(split, index)
+        starts = _load(self.folder / starts_name(split, index))
+        if self._data is not None and kept.by_block(self._data, self.folder, name):
+            return FarTokenFile(self.folder / name, kept.cached(self._data, self.folder, name), starts)
+        return TokenFile(self.folder / name, _load(self.folder / name), starts)
 
 
 def weights_of(data: spec.Data) -> list[float]:

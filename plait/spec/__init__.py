@@ -4,6 +4,7 @@
 the setting's path, what is wrong and what would be right.
 """
 
+from plait.spec.cache import Cache
 from plait.spec.clean import Clean, Limits
 from plait.spec.cluster import Cluster, Device
 from plait.spec.data import Data, Source, Tokenizer
@@ -30,6 +31,7 @@ __all__ = [
     "Alerts",
     "Balance",
     "BatchStage",
+    "Cache",
     "Checkpoint",
     "Clean",
     "Cluster",

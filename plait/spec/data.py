@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plait.spec.cache import Cache
 from plait.spec.clean import Clean
 from plait.spec.objective import Objective
 from plait.spec.places import Place
@@ -47,7 +48,11 @@ class Data(Section):
     tokenizer: Tokenizer = Field(Tokenizer(train=2048, file=None, pattern=None), description="how text becomes tokens")
     sequence: Positive = Field(128, description="tokens a sequence")
     objective: Objective = Field(Objective(), description="what a model learns to tell")
-    prepared: Place = Field("runs/prepared", description="the folder where token files are kept, and found again by what they were made of")
+    prepared: Place = Field(
+        "runs/prepared", description="the folder or URL where token files are kept, and found again by what they were made of"
+    )
+    backup: Place | None = Field(None, description="a place where prepared data is mirrored, and read from where the first one fails")
+    cache: Cache | None = Field(None, description="for data.prepared in a store; 16 GiB in ~/.cache/plait when left out")
     field: str = Field("text", description="where JSONL and Parquet rows keep the text")
     separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")
     split: Splits = Field(Splits(), description="what is held back")
@@ -73,3 +78,9 @@ class Data(Section):
     def studied(self) -> bool:
         """Whether documents are looked at together before any is taken."""
         return self.clean is not None or self.split.stratify is not None or self.split.together is not None
+
+    @model_validator(mode="after")
+    def _cached(self) -> Self:
+        if self.cache is not None and "://" not in self.prepared:
+            raise ValueError(f"cache is for token files in a store, and prepared = {self.prepared!r} is a folder; leave cache out")
+        return self

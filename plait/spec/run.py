@@ -172,6 +172,11 @@ class Run(Section):
 _FREE = {
     "model.recompute",
     "model.recompute_layers",
+    "data.backup",
+    "data.cache",
+    "data.cache.folder",
+    "data.cache.gib",
+    "data.cache.tier",
     "data.prepared",
     "data.workers",
     "finetune.from",

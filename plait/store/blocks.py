@@ -24,7 +24,7 @@ import numpy as np
 import zstandard
 
 from plait.errors import StorageError
-from plait.store import trouble
+from plait.store import durable, trouble
 from plait.store.patience import Damaged, insistently
 from plait.store.protocol import Store
 
@@ -33,6 +33,7 @@ FILES = "files.json"
 _FORMAT = 1
 _INDEX = np.dtype([("length", "<u4"), ("checksum", "V16")])
 _LEVEL = 3
+_MANY = 32  # blocks in one range
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Index:
     """Where each frame of a file is, and its checksum."""
 
     def __init__(self, content: bytes) -> None:
+        self.content = content
         entries = np.frombuffer(content, _INDEX)
         self._checksums = entries["checksum"]
         self._ends = np.cumsum(entries["length"], dtype=np.int64)
@@ -117,14 +119,29 @@ def mirror(source: Store, target: Store) -> None:
     insistently(lambda: target.write(FILES, source.read(FILES)))
 
 
+def download(store: Store, name: str, file: Kept, path: Path) -> None:
+    """Bring a file here, which appears whole. Raises NotStored, StorageFailed, Damaged."""
+    index = read_index(store, name, file)
+    whole = hashlib.sha256()
+    with durable.writing(path) as target:
+        for first in range(0, len(index), _MANY):
+            for frame in fetch(store, name, index, first, min(first + _MANY, len(index))):
+                content = unpack(frame)
+                whole.update(content)
+                target.write(content)
+        if whole.hexdigest() != file.sha256:
+            raise Damaged(f"{store.url(name)}: is not what was written: its checksum differs")
+
+
 def holds(store: Store) -> bool:
     return store.stat(FILES) is not None
 
 
 def read_files(store: Store) -> dict[str, Kept]:
     """What a store keeps. Raises NotStored, Damaged."""
+    content = store.read(FILES)
     try:
-        told = json.loads(store.read(FILES))
+        told = json.loads(content)
         files = {name: Kept(**file) for name, file in told["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(f"{store.url(FILES)}: is not what was written") from None

@@ -96,6 +96,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
+        self.folder.mkdir(parents=True, exist_ok=True)  # whoever wiped the cache shall not stop who reads
         lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # of this call's own, since threads exclude each other too
         try:
             fcntl.flock(lock, how)
@@ -281,8 +282,10 @@ class CachedFile:
         try:
             yield
         except PlaitError as error:
-            self._homes.tell(f"{error}; going on without this cache for a while")
-            self._tier_rests_until = time.monotonic() + _TIER_REST
+            with self._lock:
+                known, self._tier_rests_until = not self._tier_serves(), time.monotonic() + _TIER_REST
+            if not known:
+                self._homes.tell(f"{error}; going on without this cache for a while")
 
     def _publish(self, fetched: dict[int, bytes]) -> None:
         with self._cache.changing():

@@ -86,6 +86,7 @@ class Loader:
         return sum(1 for _ in self._cut(part))
 
     def read(self, part: Part) -> Iterator[MicroBatch]:
+        self._batches.ahead(part.step + 1, part.ranges)
         return (in_lane(partial(self._batches.read, part.step), first, end, self._lane) for first, end in self._cut(part))
 
     def _cut(self, part: Part) -> Iterator[tuple[int, int]]:
