@@ -151,6 +151,30 @@ def status(
 
 
 @app.command()
+def checkpoints(
+    folder: RunFolder,
+    check: Annotated[bool, typer.Option("--check", help="Read every byte and compare checksums.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List a run's checkpoints, those of its second home too, and say which are damaged; exit code 3 where one is."""
+    from plait.errors import ProofFailed
+    from plait.tasks.showing import checkpoint_line
+    from plait.train.inventory import inventory
+
+    found = []
+    for held in inventory(folder, check):
+        found.append(held)
+        if not as_json:
+            print(checkpoint_line(held, check), flush=True)
+    if as_json:
+        print(json.dumps([held.as_dict() for held in found]))
+    if damaged := [held for held in found if held.wrong is not None]:
+        raise ProofFailed("" if as_json else f"{folder}: {len(damaged)} of {len(found)} checkpoints are damaged")
+    if not as_json and not found:
+        print(f"{folder}: no checkpoint has been saved yet")
+
+
+@app.command()
 def doctor(
     folder: Annotated[Path, typer.Option("--out", help="Where runs would be kept.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

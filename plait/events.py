@@ -122,6 +122,43 @@ class SaveFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Copied(Event):
+    """The checkpoint of `step` is complete in the second home too. seconds: since it was begun there."""
+
+    step: int
+    url: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFailed(Event):
+    """The checkpoint of `step` could not be copied to the second home; it is tried again, or the next one instead."""
+
+    step: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged(Event):
+    """A checkpoint is not what was written, and is passed over. path: its folder, or its URL in the second home."""
+
+    step: int
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched(Event):
+    """The checkpoint of `step` was brought back from the second home, to be resumed from."""
+
+    step: int
+    url: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class RolledBack(Event):
     """Back to a checkpoint, or the beginning: Steps after `to_step` that stand before this line are void. lost: by step, the positions
     whose gradients had been applied since, step recorded or not; they are computed again."""
@@ -318,6 +355,10 @@ KINDS: tuple[type[Event], ...] = (
     Evaluated,
     Saved,
     SaveFailed,
+    Copied,
+    CopyFailed,
+    Damaged,
+    Fetched,
     RolledBack,
     Retuned,
     Rebalanced,
@@ -371,6 +412,22 @@ def committed(events: Iterable[Event]) -> list[Step]:
             last = getattr(event, _VOIDING[type(event)])
             steps = [step for step in steps if step.step <= last]
     return steps
+
+
+def void_checkpoints(events: Iterable[Event], kind: type[Saved] | type[Copied]) -> set[int]:
+    """Steps whose last checkpoint of this kind is of a curve that is void: a later Resumed or RolledBack led to before it, or it was
+    being written when that happened."""
+    last, standing, void = 0, set[int](), set[int]()
+    for event in events:
+        if isinstance(event, Step):
+            last = event.step
+        elif type(event) in _VOIDING:
+            last = getattr(event, _VOIDING[type(event)])
+            void |= {step for step in standing if step > last}
+        elif isinstance(event, kind):
+            standing.add(event.step)
+            (void.discard if event.step <= last else void.add)(event.step)
+    return void
 
 
 def perplexity(loss: float) -> float:

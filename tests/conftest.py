@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from plait import events
 from plait.cluster.nursery import Nursery
 from plait.testing.processes import warm_nursery
 from tests.runs import write_corpus
@@ -26,3 +29,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where this session's token files are kept: prepared once, found again."""
     return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture
+def step() -> Callable[..., events.Step]:
+    """Makes events of steps, of which tests name what matters to them."""
+
+    def make(number: int, **changed: Any) -> events.Step:
+        values = {"loss": 3.762, "grad_norm": 0.2823, "lr": 3e-4, "tokens": 4096, "seconds": 2.0, "tokens_per_s": 2048.0}
+        values |= {"mfu": None, "shares": {"0": [[0, 32]]}, "time": 1.7e9 + number, "generation": 1}
+        return events.Step(step=number, **(values | changed))
+
+    return make

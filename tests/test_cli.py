@@ -87,6 +87,7 @@ def test_train_evaluate_and_generate(plait: Plait, run_file: Path, tmp_path: Pat
     score = json.loads(plait("evaluate", out, "--split", "test", "--json").out)
     assert score["step"] == 8
     assert score["loss"] < 6
+    assert plait("checkpoints", out, "--check").out.endswith("step-00000008  sound\n")
     text = plait("generate", out, "--prompt", "the cat", "--tokens", "5", "--seed", "3")
     assert text.out.startswith("the cat")
     assert text.out == plait("generate", out, "--prompt", "the cat", "--tokens", "5", "--seed", "3").out
@@ -164,7 +165,9 @@ def test_a_test_alert_is_delivered_or_the_command_fails(plait: Plait, run_file: 
         ("alerts.command=nowhere.sh", ["alerts.command", "nowhere.sh cannot be run", "PATH"]),
         ("alerts.webhook=ftp://x/secret", ["alerts.webhook", "ftp://x/***", "https://"]),
         ("alerts.kinds=['hangs']", ["alerts.kinds", "'hang'"]),
-        ("checkpoint.copy=s3://x", ["checkpoint", "copy is not built yet"]),
+        ("checkpoint.copy=s4://x", ["s4://x", "did you mean s3://?"]),
+        ("checkpoint.copy=s3://key:secret@x", ["checkpoint.copy", "s3://key:***@x holds a secret", "AWS_ACCESS_KEY_ID"]),
+        ("checkpoint.copy=memory://x", ["checkpoint.copy", "memory of one process"]),
         ("cluster.launcher=environment", ["no launcher started this process", "torchrun"]),
         ("cluster.launcher=ray", ["ray", "not built yet"]),
         ("balance.capacity=[1,2]", ["balance.capacity", "layout.replicas = 1"]),
@@ -251,6 +254,16 @@ def test_refusals_of_a_folder_lose_nothing(plait: Plait, run_file: Path, tmp_pat
     assert smaller is not None
     shutil.copy(smaller.tokenizer_file, out)
     refused(plait("generate", out, "--prompt", "x"), "not the tokenizer that this model was trained with")
+
+    piece = next((out / "checkpoints").rglob("*.safetensors"))
+    sound = piece.read_bytes()
+    piece.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    assert plait("checkpoints", out).code == 0
+    damaged = plait("checkpoints", out, "--check")
+    assert damaged.code == 3
+    assert f"DAMAGED: {piece}: is corrupt" in damaged.out
+    assert damaged.err == f"plait: {out}: 1 of 1 checkpoints are damaged\n"
+    piece.write_bytes(sound)
 
     other = tmp_path / "other"
     assert plait("train", run_file, "model.width=64", "--out", other).code == 0

@@ -116,6 +116,7 @@ def _run_of(run: spec.Run, chosen: Variant, seed: int) -> spec.Run:
     table["sync"] = chosen.sync
     table["train"] = {key: value for key, value in table["train"].items() if key != "evaluate_every"} | {"seed": seed}
     table["watch"] = {"tensorboard": False}
+    table["checkpoint"].pop("copy", None)  # they would share it
     return spec.parse(table, f"--sync {chosen.name}").model_copy(update={"alerts": run.alerts})
 
 

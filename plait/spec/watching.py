@@ -21,6 +21,8 @@ AlertKind = Literal[
     "nonfinite",
     "rollback",
     "save_failed",
+    "copy_failed",
+    "damaged",
     "low_disk",
     "run_ended",
 ]

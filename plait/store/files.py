@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import secrets
 import shutil
@@ -66,7 +68,13 @@ class FileStore(Store):
                     yield entry
 
     def _delete(self, name: str) -> None:
-        (self._root / name).unlink(missing_ok=True)
+        """With what writers that were killed left of it, and folders that are empty then."""
+        path = self._root / name
+        for file in [path, *path.parent.glob(f"{glob.escape(path.name)}.*.part")]:
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # one that is not empty
+            for folder in path.relative_to(self._root).parents[:-1]:
+                (self._root / folder).rmdir()
 
     def _made(self, name: str) -> Path:
         path = self._root / name

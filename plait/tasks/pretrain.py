@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from plait import events, spec
 from plait.cluster import environment, local, resources
 from plait.cluster.config import Site
+from plait.cluster.copier import Copier
 from plait.cluster.environment import World
 from plait.cluster.nursery import Nursery
 from plait.cluster.plans import plan_of
@@ -22,14 +22,17 @@ from plait.data.batches import Batches
 from plait.data.prepare import Progress
 from plait.data.prepare import prepare as prepare_data
 from plait.data.tokens import Prepared
-from plait.errors import CheckpointError, DataError, Interrupted, PlaitError, RunFileError, UserError, WorkerFailed
+from plait.errors import DataError, Interrupted, PlaitError, RunFileError, StorageError, StorageFailed, UserError, WorkerFailed
 from plait.ledger import journal
 from plait.ledger.plan import Plan
 from plait.ledger.state import Ledger
 from plait.plan import auto, counts
+from plait.store import is_url
 from plait.train import manifest
 from plait.train.base import settle
-from plait.train.folder import Folder
+from plait.train.folder import Folder, check_owner
+from plait.train.home import Home
+from plait.train.restore import restore
 from plait.watch.disk import DiskWatch
 from plait.watch.listener import Listener, build_listeners, check_alerts
 from plait.watch.record import Record
@@ -82,17 +85,19 @@ def train(
         raise RunFileError(
             'cluster.launcher = "environment", but no launcher started this process; use torchrun, srun or mpirun, or "local"'
         )
-    check_alerts(run.alerts)
+    _check(run)
     run = settle(run, Path(out))
     prepared = prepare(run, preparing)
     run = _laid_out(run, prepared, None, quiet)
     with Folder(Path(out)) as folder, ExitStack() as stack:
         started = Start(run, folder, prepared, elastic=True)
         if started.done:
+            started.catch_up()
             return _result(started.folder.path)
         status = Status(folder.path)
         record = stack.enter_context(started.record([status, *listeners], quiet))
         stack.enter_context(started.disk_watch(record))
+        stack.enter_context(started.copier(record))
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(record)
         if not quiet:
@@ -117,7 +122,7 @@ def _train_under(
         return _result(out)
     outcome = 1
     try:
-        check_alerts(run.alerts)
+        _check(run)
         run = settle(run, out)
         prepared = prepare(run, preparing)
         run = _laid_out(run, prepared, world)
@@ -126,9 +131,11 @@ def _train_under(
             if started.done:
                 meeting.announce({})
                 outcome = 0
+                meeting.tell(outcome)
+                started.catch_up()
                 return _result(started.folder.path)
             status = Status(folder.path)
-            with started.record([status, *listeners]) as record, started.disk_watch(record), _telling(meeting):
+            with started.record([status, *listeners]) as record, started.disk_watch(record), started.copier(record), _telling(meeting):
                 ledger = started.ledger(record)
                 print(_guarantee(started.plan, world), flush=True)
                 lead(meeting, started.site, ledger, status)
@@ -211,12 +218,15 @@ class Start:
         batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
         self.plan: Plan = plan_of(run, prepared, batches, elastic)
         self._log_every = batches.steps_of(run.train.log_every)
+        home = _second_home(run, folder, prepared)
         folder.claim(run, _facts(prepared))
         manifest.clear_leftovers(folder.checkpoints)
         _check_space(run, folder.path, prepared)
         shutil.copy(prepared.tokenizer_file, folder.path)
-        resume = _soundest(folder.checkpoints)
-        self.position = manifest.about(resume)["position"] if resume else self._void_history()
+        history = journal.read(folder.journal)
+        found = restore(folder.checkpoints, home, history)
+        self._found, resume = found.told, found.checkpoint
+        self.position = manifest.about(resume)["position"] if resume else _void_history(history)
         self.site = Site(run.resolved(), folder.path.resolve(), prepared.folder.resolve(), resume.resolve() if resume else None)
 
     @property
@@ -226,7 +236,16 @@ class Start:
     def record(self, others: Iterable[Listener], quiet: bool = False) -> Record:
         """Tells the console, unless `quiet`, those of [watch] and [alerts], and `others`."""
         listeners = build_listeners(self.run.watch, self.folder.path, self.run, self._log_every, quiet)
-        return Record(self.folder.journal, [*listeners, *others])
+        record = Record(self.folder.journal, [*listeners, *others])
+        for event in self._found:
+            record(event)
+        return record
+
+    def catch_up(self) -> None:
+        """Of a run that is done: what could not be copied when it ended."""
+        if self.run.checkpoint.copy_to is not None:
+            with self.record([], quiet=False) as record, self.copier(record):
+                pass
 
     def disk_watch(self, record: Record) -> DiskWatch:
         """Of the disks that the run and its data are kept on."""
@@ -235,12 +254,16 @@ class Start:
         record.add(watch)
         return watch
 
+    def copier(self, record: Record) -> Copier | nullcontext[None]:
+        """Has checkpoints copied to the second home, where there is one."""
+        if self.run.checkpoint.copy_to is None:
+            return nullcontext()
+        copier = Copier(record, self.folder.checkpoints, self.run.checkpoint)
+        record.add(copier)
+        return copier
+
     def ledger(self, record: Record) -> Ledger:
         return Ledger(self.plan, record, time.time, self.position)
-
-    def _void_history(self) -> dict[str, Any] | None:
-        """Steps that were journaled before any checkpoint stood are void, and the journal shall say so."""
-        return {"step": 0} if events.committed(journal.read(self.folder.journal)) else None
 
     def conclude(self, ledger: Ledger) -> Result:
         """The result of a run that has ended, or the error that says how it ended instead."""
@@ -249,6 +272,11 @@ class Start:
         if ledger.committed < self.plan.steps:
             raise Interrupted(f"stopped after step {ledger.committed} of {self.plan.steps}; run the same command again to resume")
         return _result(self.folder.path)
+
+
+def _void_history(history: list[events.Event]) -> dict[str, Any] | None:
+    """Steps that were journaled before any checkpoint stood are void, and the journal shall say so."""
+    return {"step": 0} if events.committed(history) else None
 
 
 def _result(folder: Path) -> Result:
@@ -270,24 +298,34 @@ def _splits(run: spec.Run) -> list[str]:
     return ["train", "validation"] if run.train.evaluate_every else ["train"]
 
 
-def _soundest(folder: Path) -> Path | None:
-    """The newest checkpoint whose bytes are what was written; damaged ones are named and passed over.
+def _check(run: spec.Run) -> None:
+    """Refuse what cannot work wherever the run is kept, before anything is begun. Raises UserError."""
+    check_alerts(run.alerts)
+    url = run.checkpoint.copy_to
+    if url is not None and url.startswith("memory:"):
+        raise RunFileError(f'checkpoint.copy = "{url}" is the memory of one process, and another copies; choose another place')
+    if url is not None:
+        _home_at(url)
 
-    Raises CheckpointError when there are only damaged ones: starting anew would hide the loss.
-    """
-    trouble = []
-    for path in manifest.saved(folder):
-        try:
-            if why := manifest.problem(path):
-                raise CheckpointError(why)
-            manifest.verify(path)
-            return path
-        except CheckpointError as error:
-            trouble.append(str(error))
-            print(f"plait: {error}; trying the one before", file=sys.stderr)
-    if trouble:
-        raise CheckpointError(f"{folder}: no checkpoint is sound; remove the folder to start anew, or restore one. {trouble[0]}")
-    return None
+
+def _home_at(url: str) -> Home:
+    try:
+        return Home.at(url)
+    except StorageError as error:
+        raise StorageError(f"checkpoint.copy: {error}") from None
+
+
+def _second_home(run: spec.Run, folder: Folder, prepared: Prepared) -> Home | None:
+    """That of the run's checkpoints, if it has one. Raises UserError where it cannot be used, or is another run's."""
+    url = run.checkpoint.copy_to
+    if url is None:
+        return None
+    if not is_url(url) and Path(url).resolve().is_relative_to(folder.path.resolve()):
+        raise RunFileError(f'checkpoint.copy = "{url}" is in the run\'s own folder; choose another place')
+    home = _home_at(url)
+    with suppress(StorageFailed):  # one that does not answer now may not be needed: restore says so
+        check_owner(home, url, run.identity(), prepared.fingerprint)
+    return home
 
 
 def _checkpoint_bytes(run: spec.Run, prepared: Prepared) -> int:

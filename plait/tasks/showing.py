@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from plait.tasks.generate import Sampling
     from plait.tasks.pretrain import Result
     from plait.tasks.trained import Trained
+    from plait.train.inventory import Held
 
 
 class PreparingBar:
@@ -115,6 +116,12 @@ def stream(trained: Trained, prompts: list[str], sampling: Sampling) -> None:
         print()
     for prompt, completion in () if alone else zip(prompts, completions, strict=True):
         print(f"--- {prompt}\n{prompt}{completion.text}")
+
+
+def checkpoint_line(held: Held, checked: bool) -> str:
+    """checked: whether every byte was read."""
+    state = f"DAMAGED: {held.wrong}" if held.wrong is not None else "sound" if checked else "complete"
+    return f"step {held.step:<9,} {held.bytes / 2**20:>10,.1f} MiB  {held.place}  {state}"
 
 
 def status_table(status: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def settle(run: spec.Run, out: Path | None = None) -> spec.Run:
     table["model"] = _model(run, base)
     table["data"] |= {"tokenizer": _tokenizer(run, base, folder), "sequence": _sequence(run, base)}
     table["finetune"] |= {"from": str(checkpoint.resolve()), "checksum": checksum(checkpoint)}
-    return spec.parse(table)
+    return spec.parse(table).model_copy(update={"alerts": run.alerts})  # whose secrets a table does not tell
 
 
 def base_of(run: spec.Run) -> Base | None:

@@ -46,7 +46,8 @@ class Checkpoints:
     """Writes checkpoints of a run into `folder`, keeping the `keep` newest.
 
     on_saved(step, path, bytes, seconds, stalled) and on_failed(step, why) are called in the writer's thread, on the group's first
-    rank alone. A save that fails removes what it wrote and leaves the older checkpoints as they are; training goes on.
+    rank alone. A save that fails removes what it wrote and leaves the older checkpoints as they are; training goes on. One of a state that
+    is not finite fails: what is kept can be gone on from.
 
     process_group: the ranks that hold the state together; None where one process holds all of it. It must be used by nothing else and
     speak CPU tensors (gloo), since the writer's thread talks in it while training talks in others.
@@ -230,4 +231,4 @@ def _cause(error: BaseException) -> str:
     """What went wrong, out of torch's wrapping: the error of the first rank that failed."""
     failures = getattr(error, "failures", {})
     first = next(iter(failures.values()))[0] if failures else error
-    return str(first) if isinstance(first, OSError) else f"{type(first).__name__}: {first}"
+    return str(first) if isinstance(first, OSError | CheckpointError) else f"{type(first).__name__}: {first}"

@@ -21,6 +21,7 @@ import tomli_w
 
 from plait import spec
 from plait.errors import CheckpointError
+from plait.train.home import Home
 
 
 class Folder:
@@ -63,7 +64,8 @@ class Folder:
         """
         wanted = {**run.identity(), **{f"data.{key}": value for key, value in data.items()}}
         if (self.path / "about.json").exists():
-            _refuse_other(self.path, read_about(self.path)["identity"], wanted)
+            kept = read_about(self.path)["identity"]
+            _refuse_other(f"{self.path}: holds another run; use its settings, or another --out", kept, wanted)
             self._write("run.toml", tomli_w.dumps(run.resolved()))
             return True
         if strangers := sorted(item.name for item in self.path.iterdir() if item.name != "lock"):
@@ -108,11 +110,25 @@ def tokenizer_file(folder: Path) -> Path:
     return found[0]
 
 
-def _refuse_other(path: Path, kept: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_owner(home: Home, url: str, identity: dict[str, Any], fingerprint: str) -> None:
+    """Raises CheckpointError for a second home with checkpoints of another run; StorageError, StorageFailed."""
+    for step in home.steps():
+        try:
+            about = home.read(step).about
+        except CheckpointError:
+            continue  # a damaged one does not say whose it is
+        kept = {key: value for key, value in spec.flatten(about["run"]).items() if spec.shapes_curve(key)}
+        kept["data.fingerprint"] = about["fingerprint"]
+        refusal = f"{url}: holds checkpoints of another run; use its settings, or another checkpoint.copy"
+        _refuse_other(refusal, kept, {**identity, "data.fingerprint": fingerprint})
+        return
+
+
+def _refuse_other(refusal: str, kept: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [key for key in sorted({*kept, *wanted}) if kept.get(key) != wanted.get(key)]
     if differing:
         lines = [f"  {key}: {kept.get(key)!r} there, {wanted.get(key)!r} now" for key in differing]
-        raise CheckpointError(f"{path}: holds another run; use its settings, or another --out. What differs:\n" + "\n".join(lines))
+        raise CheckpointError(f"{refusal}. What differs:\n" + "\n".join(lines))
 
 
 def _revision() -> str | None:

@@ -6,7 +6,8 @@
         piece-0000-000.safetensors
       .step-00000400.1f3a.partial  being written, or left behind by a process that died
       .step-00000200.9c0e.dead     being removed
-      .step-00000200.77b1.replaced was step-00000200 until a new one of the same step took its name
+      .step-00000200.40d2.held     hard links to it, while it is being copied to a second home
+  .step-00000200.77b1.replaced was step-00000200 until a new one of the same step took its name
 
 The launching parent asks here which checkpoint to resume from; the workers write and read the pieces (pieces.py).
 """
@@ -31,8 +32,9 @@ from plait.errors import CheckpointError
 
 FILE = "manifest.json"
 VERSION = 1
+CORRUPT = "is corrupt: its checksum is not the one that was written"
 _NAME = re.compile(r"step-(\d{8,})")
-_HIDDEN = re.compile(r"\.(step-\d{8,})\.[0-9a-f]+\.(partial|dead|replaced)")
+_HIDDEN = re.compile(r"\.(step-\d{8,})\.[0-9a-f]+\.(partial|dead|replaced|held)")
 _READ = 8 << 20
 
 
@@ -82,12 +84,18 @@ def name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_named(name: str) -> int | None:
+    """The step that a folder's name tells; None where it is no checkpoint's."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
 def step_of(path: Path) -> int:
     """The step in a checkpoint folder's name."""
-    found = _NAME.fullmatch(path.name)
-    if found is None:
+    step = step_named(path.name)
+    if step is None:
         raise CheckpointError(f"{path}: is no checkpoint; its name would be like {name(200)}")
-    return int(found[1])
+    return step
 
 
 def latest(folder: Path) -> Path | None:
@@ -103,7 +111,7 @@ def candidates(folder: Path) -> list[Path]:
 def saved(folder: Path) -> list[Path]:
     """Whatever has a checkpoint's name, newest first, sound or not."""
     try:
-        found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+        found = [path for path in folder.iterdir() if step_named(path.name) is not None and path.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(found, key=step_of, reverse=True)
@@ -132,20 +140,27 @@ def about(path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> Manifest:
     """The manifest of a checkpoint folder. Raises CheckpointError: missing, damaged, of a later version."""
-    file = path / FILE
     try:
-        record = json.loads(file.read_bytes())
-        if record["version"] != VERSION:
-            raise CheckpointError(f"{file}: has version {record['version']}, and this plait reads version {VERSION}")
-        if record.pop("sha256") != _seal(record):
-            raise CheckpointError(f"{file}: its checksum is wrong: the file was changed or damaged")
-        return _from_json(record)
+        return parse((path / FILE).read_bytes(), str(path / FILE))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is no complete checkpoint: {FILE} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{file}: cannot be read as a manifest: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path / FILE}: cannot be read as a manifest: {error}") from None
+
+
+def parse(content: bytes, place: str) -> Manifest:
+    """The manifest that a file holds; place: the file, for messages. Raises CheckpointError: damaged, of a later version."""
+    try:
+        record = json.loads(content)
+        if record["version"] != VERSION:
+            raise CheckpointError(f"{place}: has version {record['version']}, and this plait reads version {VERSION}")
+        if record.pop("sha256") != _seal(record):
+            raise CheckpointError(f"{place}: its checksum is wrong: the file was changed or damaged")
+        return _from_json(record)
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{place}: cannot be read as a manifest: {error}") from None
 
 
 def verify(path: Path, pieces: Iterable[str] | None = None) -> None:
@@ -153,21 +168,26 @@ def verify(path: Path, pieces: Iterable[str] | None = None) -> None:
     manifest = read(path)
     wanted = sorted(manifest.pieces if pieces is None else pieces)
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # hashing releases the interpreter's lock
-        for file, found in zip(wanted, pool.map(lambda file: _checksum(path / file), wanted), strict=True):
+        for file, found in zip(wanted, pool.map(lambda file: checksum(path / file), wanted), strict=True):
             if found != manifest.pieces[file].sha256:
-                raise CheckpointError(f"{path / file}: is corrupt: its checksum is not the one that was written")
+                raise CheckpointError(f"{path / file}: {CORRUPT}")
 
 
 def write(partial: Path, manifest: Manifest) -> Path:
     """Make a partial folder, whose pieces are on disk, the checkpoint of its step; returns its path. Raises OSError."""
     record = {"format": "plait checkpoint", "version": VERSION, **asdict(manifest), "bytes": manifest.bytes}
     record["sha256"] = _seal(record)
-    with open(partial / FILE, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1)
+    return complete(partial, manifest.step, json.dumps(record, indent=1).encode())
+
+
+def complete(partial: Path, step: int, content: bytes) -> Path:
+    """The same with a manifest as it is in a file."""
+    with open(partial / FILE, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(partial)
-    path = partial.parent / name(manifest.step)
+    path = partial.parent / name(step)
     replaced = _hide(path, "replaced") if path.exists() else None
     os.rename(partial, path)
     sync_folder(path.parent)
@@ -181,6 +201,20 @@ def partial_folder(folder: Path, step: int) -> Path:
     partial = _hidden(folder / name(step), "partial")
     partial.mkdir(parents=True)
     return partial
+
+
+def hold(path: Path) -> Path:
+    """A hidden folder with the checkpoint's files, which stay though the checkpoint goes; to be removed by the caller. Where there are no
+    hard links it holds copies. Raises CheckpointError, OSError."""
+    held = _hidden(path, "held")
+    held.mkdir()
+    try:
+        for file in [*read(path).pieces, FILE]:
+            _link(path / file, held / file)
+    except BaseException:
+        shutil.rmtree(held, ignore_errors=True)
+        raise
+    return held
 
 
 def prune(folder: Path, step: int, keep: int) -> None:
@@ -219,6 +253,19 @@ def clear_leftovers(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def checksum(file: Path) -> str:
+    """Of a file's content. Raises CheckpointError."""
+    digest = hashlib.sha256()
+    buffer = bytearray(_READ)
+    try:
+        with open(file, "rb", buffering=0) as stream:
+            while size := stream.readinto(buffer):
+                digest.update(memoryview(buffer)[:size])
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
+    return digest.hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Bring a folder's names to disk, where the file system can (some network ones cannot)."""
     handle = os.open(folder, os.O_RDONLY)
@@ -229,6 +276,15 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _link(file: Path, other: Path) -> None:
+    try:
+        os.link(file, other)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copyfile(file, other)
 
 
 def _hidden(path: Path, state: str) -> Path:
@@ -244,18 +300,6 @@ def _hide(path: Path, state: str) -> Path:
 def _seal(record: dict[str, Any]) -> str:
     """The checksum of the manifest without its checksum, however it is laid out in the file."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _checksum(file: Path) -> str:
-    digest = hashlib.sha256()
-    buffer = bytearray(_READ)
-    try:
-        with open(file, "rb", buffering=0) as stream:
-            while size := stream.readinto(buffer):
-                digest.update(memoryview(buffer)[:size])
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
-    return digest.hexdigest()
 
 
 def _from_json(record: dict[str, Any]) -> Manifest:

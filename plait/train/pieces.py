@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from plait.errors import CheckpointError
 from plait.replica.placed import Placed
 from plait.train import manifest, tensorfile
 from plait.train.manifest import Chunk, Manifest, Piece, TensorEntry
@@ -76,6 +77,11 @@ class StagedPlanner(DefaultSavePlanner):
             return staged
         assert index.offset is not None
         return live.block(index.offset, staged)
+
+    def must_be_finite(self, name: str) -> bool:
+        """Of all but a model's buffers, where an infinity may be meant, in a mask."""
+        live = self._live[name]
+        return not name.startswith("model.") or isinstance(live, Placed) or live.requires_grad
 
 
 class PlacedPlanner(DefaultLoadPlanner):
@@ -133,12 +139,14 @@ class PieceWriter(StorageWriter):
         return [replace(plan, storage_data=(str(self.partial), rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        assert isinstance(planner, StagedPlanner)
         folder, rank = plan.storage_data
         results: list[WriteResult] = []
         for number, items in enumerate(_batches(plan.items, self._piece_bytes)):
             file = f"piece-{rank:04d}-{number:03d}.safetensors"
             tensors = {_key(item): planner.resolve_data(item) for item in items}
-            piece = write_piece(Path(folder) / file, tensors)  # type: ignore[arg-type]
+            _check_finite({key: tensors[key] for item in items if planner.must_be_finite(item.index.fqn) for key in [_key(item)]})
+            piece = write_piece(Path(folder) / file, tensors)
             results += [WriteResult(item.index, _bytes_of(item), Stored(file, _key(item), piece)) for item in items]
         manifest.sync_folder(Path(folder))
         done: Future[list[WriteResult]] = Future()
@@ -214,6 +222,18 @@ def write_piece(file: Path, tensors: dict[str, Tensor]) -> Piece:
             size += _write_all(stream, block)
         os.fsync(stream.fileno())
     return Piece(size, digest.hexdigest())
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    """A state that is not finite is no state to go on from. Raises CheckpointError."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(_comparable(tensor)))):
+            raise CheckpointError(f"{key} is not finite; a run is not to go on from it")
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """Values of 8 bits have no order in torch."""
+    return tensor if tensor.element_size() > 1 else tensor.float()
 
 
 def _header(tensors: dict[str, Tensor]) -> memoryview:

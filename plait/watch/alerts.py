@@ -138,6 +138,10 @@ def alert_of(event: Event) -> Alert | None:
             return _alert("rollback", "warning", event)
         case events.SaveFailed():
             return _alert("save_failed", "warning", event)
+        case events.CopyFailed():
+            return _alert("copy_failed", "warning", event)
+        case events.Damaged():
+            return _alert("damaged", "critical", event, event.path)
         case events.LowDisk():
             return _alert("low_disk", "critical" if event.free < event.checkpoint else "warning", event, event.folder)
         case events.Finished() | events.Stopped():

@@ -25,7 +25,7 @@ class Park:
     def __call__(self, system: str) -> Server:
         if system not in self._servers:
             folder = self._folder / system
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             self._servers[system] = self._stack.enter_context(servers.running(STARTED[system](folder)))
         return self._servers[system]
 

@@ -161,7 +161,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(trainer
     content[-1] ^= 1
     piece.write_bytes(content)
     trainer("out", checkpoint__every="2 steps", train__duration="60 steps")
-    assert f"{piece}: is corrupt" in capsys.readouterr().err
+    assert f"step 4  DAMAGED, passed over: {piece}: is corrupt" in capsys.readouterr().out
+    assert [damaged.path for damaged in trainer.of("out", events.Damaged)] == [str(newest)]
     assert trainer.of("out", events.Resumed)[0].from_step == manifest.step_of(before)
 
 

@@ -224,6 +224,19 @@ def test_a_full_disk_is_told_cleaned_up_and_survived(folder, told, monkeypatch):
     assert manifest.latest(folder) == folder / "step-00000003"
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.weight", "optimizer.weight.mean", "sync.held_back"])
+def test_a_state_that_is_not_finite_is_not_kept(folder, told, name, value):
+    first = save(folder, told, step=1)
+    broken = state() | {name: torch.nn.Parameter(torch.tensor([[0.0, value], [1.0, 2.0]]))}
+    checkpoints = make(folder, told)
+    checkpoints.save(2, broken, {})
+    checkpoints.wait()
+    assert f"{name} is not finite" in told.failed[-1][1]
+    assert manifest.latest(folder) == first
+    assert os.listdir(folder) == [first.name]
+
+
 def test_a_manifest_that_cannot_be_written_leaves_no_checkpoint(folder, told, monkeypatch):
     def fail(partial, whole):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -266,6 +266,8 @@ def test_every_trouble_is_an_alert_of_one_line(step: Any) -> None:
         "rollback": events.RolledBack(1.0, 2, "5 steps in a row were not finite"),
         "nonfinite": step(3, loss=math.nan, skipped=True),
         "save_failed": events.SaveFailed(1.0, 3, "No space left on device"),
+        "copy_failed": events.CopyFailed(1.0, 3, "s3://bucket: no route"),
+        "damaged": events.Damaged(1.0, 3, "out/step-3", "out/step-3/piece: is corrupt"),
         "low_disk": events.LowDisk(1.0, "/data", 900, 1000, 500),
         "run_ended": events.Stopped(1.0, 3, "asked to"),
     }
