@@ -38,7 +38,20 @@ def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["one_process", "two_replicas", "shard", "buckets", "line", "sync", "balance", "first_step", "loader", "checkpoints", "huggingface"],
+    [
+        "one_process",
+        "two_replicas",
+        "shard",
+        "buckets",
+        "line",
+        "sync",
+        "elastic",
+        "balance",
+        "first_step",
+        "loader",
+        "checkpoints",
+        "huggingface",
+    ],
 )
 def test_training_is_measured(name: str, tmp_path: Path) -> None:
     assert all(is_measured(figure) for figure in run(name, tmp_path))
