@@ -25,7 +25,7 @@ def measure(place: Place) -> list[Figure]:
             what = f"balance.policy = {policy} / static, one of two replicas slowed {SLOWED}x, tokens/s"
             rows.append(runs.against_static(what, GAINED, policy, slowed=True))
         what = "pieces of a synchronous server, auto / static, one of two slowed, tokens/s"
-        rows.append(runs.against_static(what, 1.0, "auto", slowed=True, sync={"strategy": "server", "push_every": 2}))
+        rows.append(runs.against_static(what, 1.0, "auto", slowed=True, sync={"strategy": "server", "push_every": 4}))
         rows.append(runs.against_static("balance.policy = dynamic / static, two that are alike, tokens/s", LOST, "dynamic", slowed=False))
         return rows
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,23 @@ class Told(NamedTuple):
     vote: Vote
     share: float = 1.0
     """of the unit's measures that belong to this step"""
+
+
+def norm_of_sum(told: Iterable[Told]) -> float:
+    """Of one gradient, whose squares add up over a replica's ranks."""
+    return math.sqrt(math.fsum(each.did.squared_norm for each in told))
+
+
+def norm_of_mean(told: Iterable[Told], replicas: int) -> float:
+    """The root of the mean over replicas that each have a gradient of their own."""
+    return math.sqrt(math.fsum(each.did.squared_norm for each in told) / replicas)
+
+
+def slowest_of(votes: Mapping[Member, Vote]) -> int | None:
+    """The replica that computed longest, where there are several."""
+    computing = {member: vote.seconds - vote.waited for member, vote in votes.items()}
+    several = len({replica for replica, _ in votes}) > 1
+    return max(computing, key=lambda member: computing[member])[0] if several else None
 
 
 def sum_of_loads(done: Iterable[Did]) -> Load:

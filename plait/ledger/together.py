@@ -15,7 +15,6 @@ share of it, in which it is handed the state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -23,7 +22,7 @@ from plait import events
 from plait.events import Ranges
 from plait.ledger import shares
 from plait.ledger.books import Books, Due
-from plait.ledger.measures import Told, sum_of_loads
+from plait.ledger.measures import Told, norm_of_mean, norm_of_sum, slowest_of, sum_of_loads
 from plait.ledger.messages import Broken, Closed, Decision, Member, Message, Outbox, Part, Verdict, Vote, Work, name
 
 Following = dict[int, Work | None]
@@ -300,11 +299,12 @@ class Together:
     def _decide(self) -> Outbox:
         books, unit = self._books, self._work[self.group[0]].unit
         told = self._told()
-        norms = [self._grad_norm(step, of_step) for step, of_step in told]
+        alone = books.agreement.unit == "round"
+        norms = [norm_of_mean(of_step, len(self.group)) if alone else norm_of_sum(of_step[: self._plan.ranks]) for _, of_step in told]
         decisions = [books.judge(step, books.loss(step, of_step), norm) for (step, of_step), norm in zip(told, norms, strict=True)]
         if books.failure:
             return [(member, Closed(books.failure)) for member in self._plan.members]
-        due, slowest = Due(), self._slowest()
+        due, slowest = Due(), slowest_of(self._votes)
         for (step, of_step), norm, judged in zip(told, norms, decisions, strict=True):
             by_replica = {replica: _of(work, step).ranges for replica, work in self._work.items()}
             books.record_step(step, of_step, by_replica, norm, judged != "commit", slowest)
@@ -385,17 +385,6 @@ class Together:
         steps = [part.step for part in self._work[self.group[0]].parts]
         votes = [(member, self._votes[member]) for member in sorted(self._votes)]
         return [(step, [Told(member, vote.did[index], vote, 1 / len(steps)) for member, vote in votes]) for index, step in enumerate(steps)]
-
-    def _grad_norm(self, step: int, told: list[Told]) -> float:
-        """Of the one gradient, whose squares add up over a replica's ranks; in a round the root of the mean over replicas' own ones."""
-        if self._books.agreement.unit == "step":
-            return math.sqrt(math.fsum(each.did.squared_norm for each in told[: self._plan.ranks]))
-        return math.sqrt(math.fsum(each.did.squared_norm for each in told) / len(self.group))
-
-    def _slowest(self) -> int | None:
-        """The replica that computed longest."""
-        computing = {member: vote.seconds - vote.waited for member, vote in self._votes.items()}
-        return max(computing, key=lambda member: computing[member])[0] if len(self.group) > 1 else None
 
     # --- messages --------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from plait import spec
-from plait.events import Evaluated, Event, Resumed, RolledBack, Saved, Step
+from plait.events import Evaluated, Event, Rebalanced, Resumed, RolledBack, Saved, Step
 
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|key|credentials?|webhook|authorization)s?$", re.IGNORECASE)
 _LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
@@ -20,6 +20,8 @@ def metrics(event: Event) -> tuple[int, dict[str, float]] | None:
     if isinstance(event, Evaluated):
         values = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy}
         return event.step, {f"{event.split}/{name}": value for name, value in values.items() if value is not None}
+    if isinstance(event, Rebalanced):
+        return event.step, {f"share/replica_{replica}": share for replica, share in event.shares.items()}
     if isinstance(event, Saved):
         return event.step, {"checkpoint/seconds": event.seconds, "checkpoint/stalled": event.stalled}
     return None

@@ -4,6 +4,11 @@ from plait import events, spec
 from plait.watch.metrics import metrics, public_settings, void_after
 
 
+def test_shares_have_curves():
+    event = events.Rebalanced(1.0, 7, "dynamic", {"0": 0.25, "1": 0.75}, 1, "speeds differ")
+    assert metrics(event) == (7, {"share/replica_0": 0.25, "share/replica_1": 0.75})
+
+
 def test_a_step_is_curves_and_what_is_unknown_is_left_out(step):
     number, values = metrics(
         step(3, memory={"0": 2**30, "1": 2**31}, waited={"0": 0.5}, computed={"0": 1.5}, data={"0": 0.1}, load=[[], [1, 2, 3, 2], [0, 0]])
