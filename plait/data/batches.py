@@ -20,6 +20,7 @@ import numpy as np
 
 from plait import spec
 from plait.data import chance, order
+from plait.data.augment import Augmentation
 from plait.data.mixture import Mixture
 from plait.data.objective import NO_TARGET
 from plait.data.tokens import Split, TokenFile
@@ -65,7 +66,7 @@ class Batches:
     def __init__(self, split: Split, train: spec.Train, fingerprint: str) -> None:
         key = order.key_of(fingerprint, train.seed)
         self._split = split
-        self._reader = _Reader(split, train.seed)
+        self._reader = _Reader(split, train.seed, split.augmentation)
         self._mixture = Mixture(split.weights, key)
         self._keys = [order.key_of(key, source) for source in range(len(split.sources))]
         self._stages = _stages(train, split.sequence)
@@ -163,8 +164,9 @@ class EvaluationBatches:
 class _Reader:
     """Rows of tokens out of the sources' streams."""
 
-    def __init__(self, split: Split, seed: int = 0) -> None:
+    def __init__(self, split: Split, seed: int = 0, augmentation: Augmentation | None = None) -> None:
         self._seed = seed
+        self._augmentation = augmentation
         self._masking = split.masking
         self._sequence = split.sequence
         self._document_mask = split.document_mask
@@ -199,11 +201,33 @@ class _Reader:
             stream.fill(rows, samples_B[rows], tokens_BL, targets_BL)
             if documents_BL is not None:
                 stream.fill_documents(rows, samples_B[rows], documents_BL)
+        if self._augmentation is not None:
+            tokens_BL, documents_BL = self._augmented(sources_B, samples_B, numbers_B, tokens_BL, targets_BL, documents_BL)
         if self._masking is not None:
             lengths_B = self._lengths(sources_B, samples_B)
             tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, chance.keys(self._seed, "masked", numbers_B))
             documents_BL = _padding_apart(documents_BL, lengths_B, self._sequence)
         return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+
+    def _augmented(
+        self,
+        sources_B: np.ndarray,
+        samples_B: np.ndarray,
+        numbers_B: np.ndarray,
+        tokens_BL: np.ndarray,
+        targets_BL: np.ndarray,
+        documents_BL: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Inputs and documents of the rows in their other form; targets are changed in place, and their number is the same."""
+        assert self._augmentation is not None
+        keys_B, lengths_B = chance.keys(self._seed, "augmented", numbers_B), self._lengths(sources_B, samples_B)
+        for row in range(len(numbers_B)) if self._augmentation.rewrites else ():
+            stream, count = self._streams[sources_B[row]], int(lengths_B[row])
+            tokens = self._augmentation.rewrite(stream.file, int(samples_B[row]) * self._sequence, count + 1, keys_B[row])
+            tokens_BL[row, :count], targets_BL[row, :count] = tokens[:-1], tokens[1:]
+            if documents_BL is not None:
+                documents_BL[row, 1:count] = (tokens[1:-1] == self._augmentation.end_of_text).cumsum()
+        return self._augmentation.hide(tokens_BL, lengths_B, keys_B), documents_BL
 
 
 def _padding_apart(documents_BL: np.ndarray | None, lengths_B: np.ndarray, length: int) -> np.ndarray | None:
@@ -222,7 +246,7 @@ class _Stream:
         self.length = self.whole + (self.tail > 0)
         self._sequence = sequence
         self._starts = file.starts
-        self._file = file
+        self.file = file
 
     def fill(self, rows: np.ndarray, samples: np.ndarray, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
         full = samples < self.whole
@@ -231,13 +255,13 @@ class _Stream:
 
     def _fill(self, rows: np.ndarray, samples: np.ndarray, length: int, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
         if len(rows):
-            read_BL = self._file.rows(samples * self._sequence, length + 1)
+            read_BL = self.file.rows(samples * self._sequence, length + 1)
             tokens_BL[rows, :length] = read_BL[:, :-1]
             targets_BL[rows, :length] = read_BL[:, 1:]
 
     def ahead(self, samples: np.ndarray) -> None:
         """These samples will be read soon."""
-        self._file.ahead(samples[samples < self.whole] * self._sequence, self._sequence + 1)
+        self.file.ahead(samples[samples < self.whole] * self._sequence, self._sequence + 1)
 
     def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
         """A one where a document begins inside a row; summed along the row they number its documents."""

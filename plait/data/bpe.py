@@ -5,8 +5,10 @@ Size = 256 bytes + special tokens, `<|endoftext|>` at least, + merges, learned b
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
@@ -41,6 +43,18 @@ class JsonTokenizer:
         found: int | None = self._engine.token_to_id(name)
         return found
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of each token, parts of characters as they are where the tokenizer is one of bytes."""
+        names = [self._engine.id_to_token(number) or "" for number in range(self.vocabulary)]
+        if '"ByteLevel"' not in self._engine.to_str():
+            return [name.replace("\u2581", " ").encode() for name in names]
+        return [bytes(_BYTES[sign] for sign in name) if all(sign in _BYTES for sign in name) else name.encode() for name in names]
+
+    def model(self) -> dict[str, Any]:
+        """What the file says of it: kind, vocabulary, merges."""
+        found: dict[str, Any] = json.loads(self._engine.to_str())["model"]
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._engine.decode([int(token) for token in ids], skip_special_tokens=False)
 
@@ -73,3 +87,13 @@ def _end_of_text(engine: Engine, path: Path) -> int:
     if token is None:
         raise DataError(f"data.tokenizer.file: {path}: has no end of text; looked for {', '.join(vocabulary.ENDS)}")
     return token
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The byte of each sign of a byte-level vocabulary (GPT-2's encoder.py): itself where it prints, else the next from 256 on."""
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

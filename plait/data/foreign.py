@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,9 @@ class SentencePiece:
         found = int(self._engine.piece_to_id(name))
         return None if found == self._engine.unk_id() else found
 
+    def pieces(self) -> list[bytes]:
+        return [_piece(self._engine.id_to_piece(token)) for token in range(self.vocabulary)]
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._engine.decode([int(token) for token in ids]))
 
@@ -61,6 +65,7 @@ class Tiktoken:
         except ImportError:
             raise DataError(f"data.tokenizer.file: {path}: needs tiktoken: pip install 'plait[tiktoken]'") from None
         ranks = _ranks(path)
+        self._known = set(ranks.values())
         self.end_of_text = max(ranks.values()) + 1
         self.vocabulary = self.end_of_text + 1
         self.fingerprint = vocabulary.fingerprint(path, pattern)
@@ -76,8 +81,17 @@ class Tiktoken:
     def token(self, name: str) -> int | None:
         return self.end_of_text if name == vocabulary.ENDS[0] else None
 
+    def pieces(self) -> list[bytes]:
+        return [self._engine.decode_single_token_bytes(token) if token in self._known else b"" for token in range(self.vocabulary)]
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._engine.decode([int(token) for token in ids], errors="replace")
+
+
+def _piece(name: str) -> bytes:
+    """SentencePiece writes a space as U+2581, and a byte that has no piece of its own as <0xE4>."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace("\u2581", " ").encode()
 
 
 def _ranks(path: Path) -> dict[bytes, int]:

@@ -35,6 +35,10 @@ class Tokenizer(Protocol):
         """The number of a token, a special one say, by its name."""
         ...
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of each token, a part of a character as it is; of a special token its name or nothing."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token numbers, special tokens by their names; bytes that are no UTF-8 become U+FFFD."""
         ...

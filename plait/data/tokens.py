@@ -28,6 +28,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from plait import spec
 from plait.data import kept, records, tokenizer
+from plait.data.augment import Augmentation
 from plait.data.objective import Masking, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
@@ -152,6 +153,8 @@ class Split:
     sequence: int
     document_mask: bool
     masking: Masking | None = None
+    augmentation: Augmentation | None = None
+    """Of the training split, and for training alone: `EvaluationBatches` reads what was prepared."""
 
     @property
     def sequences(self) -> int:
@@ -216,7 +219,13 @@ class Prepared:
         weights = dict(enumerate(weights_of(self._data)))
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
-        return Split(name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking())
+        return Split(
+            name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking(), self._augmentation(name)
+        )
+
+    def _augmentation(self, split: str) -> Augmentation | None:
+        assert self._data is not None
+        return Augmentation(self._data.augment, self.tokenizer()) if split == "train" and self._data.augment.any else None
 
     def _masking(self) -> Masking | None:
         assert self._data is not None

@@ -27,11 +27,16 @@ class Words:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Words:
         """The tables of a tokenizer, whose tokens are all decoded once."""
+        texts = cls.texts(tokenizer)
+        return cls(np.array([_letter(text[:1]) for text in texts]), np.array([_letter(text[-1:]) for text in texts]))
+
+    @staticmethod
+    def texts(tokenizer: Tokenizer) -> list[str]:
+        """What each token adds behind a letter."""
         [before] = tokenizer.encode(["a"])
         anchor = [int(token) for token in before]
         behind = len(tokenizer.decode(anchor))
-        texts = [tokenizer.decode([*anchor, token])[behind:] for token in range(tokenizer.vocabulary)]
-        return cls(np.array([_letter(text[:1]) for text in texts]), np.array([_letter(text[-1:]) for text in texts]))
+        return [tokenizer.decode([*anchor, token])[behind:] for token in range(tokenizer.vocabulary)]
 
     def number(self, tokens_BL: np.ndarray) -> np.ndarray:
         """The number of each token's word within its row, int64."""

@@ -4,6 +4,7 @@
 the setting's path, what is wrong and what would be right.
 """
 
+from plait.spec.augment import Augment
 from plait.spec.cache import Cache
 from plait.spec.clean import Clean, Limits
 from plait.spec.cluster import Cluster, Device
@@ -29,6 +30,7 @@ __all__ = [
     "Agreement",
     "AlertKind",
     "Alerts",
+    "Augment",
     "Balance",
     "BatchStage",
     "Cache",

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from plait.spec.section import Section
 
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Rate = Annotated[float, Field(ge=0.0, le=0.5)]
 
 
 class Augment(Section):
@@ -17,7 +17,7 @@ class Augment(Section):
     bpe_dropout: Rate = Field(0.0, description="merges of the tokenizer that are left out: words in other pieces")
     word_dropout: Rate = Field(0.0, description="words that are left out")
     word_swap: Rate = Field(0.0, description="words that change places with the next")
-    sentence_shuffle: Rate = Field(0.0, description="samples whose sentences are put in another order")
+    sentence_shuffle: Annotated[float, Field(ge=0.0, le=1.0)] = Field(0.0, description="samples whose sentences are put in another order")
     token_mask: Rate = Field(0.0, description="input tokens that are hidden by a random one; targets stay")
     span_mask: Rate = Field(0.0, description="input tokens that are hidden in spans; targets stay")
     mean_span: float = Field(3.0, ge=1.0, description="tokens of a hidden span, on average")

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plait.spec.augment import Augment
 from plait.spec.cache import Cache
 from plait.spec.clean import Clean
 from plait.spec.objective import Objective
@@ -67,6 +68,8 @@ class Data(Section):
     )
     clean: Clean | None = Field(None, description="how raw text is cleaned; as it is when left out")
 
+    augment: Augment = Field(Augment(), description="what is changed at random in training samples; nothing when left out")
+
     @property
     def needed_fields(self) -> dict[str, str]:
         """Fields of a row that settings ask for besides the text, by setting."""
@@ -83,4 +86,11 @@ class Data(Section):
     def _cached(self) -> Self:
         if self.cache is not None and "://" not in self.prepared:
             raise ValueError(f"cache is for token files in a store, and prepared = {self.prepared!r} is a folder; leave cache out")
+        return self
+
+    @model_validator(mode="after")
+    def _hidden_once(self) -> Self:
+        hiding = next((name for name in ("token_mask", "span_mask") if getattr(self.augment, name)), None)
+        if hiding and self.objective.kind != "causal":
+            raise ValueError(f'augment.{hiding} hides inputs, which objective.kind = "{self.objective.kind}" does itself; leave it out')
         return self

@@ -69,6 +69,16 @@ def test_killed_before_the_first_checkpoint_starts_again_and_says_so(curve: Trai
     assert [event.from_step for event in history_of(tmp_path / "killed") if isinstance(event, events.Resumed)] == [0]
 
 
+AUGMENT = {"bpe_dropout": 0.1, "word_dropout": 0.1, "word_swap": 0.1, "sentence_shuffle": 0.5, "span_mask": 0.15}
+
+
+@pytest.mark.slow
+def test_augmented_samples_are_the_same_whoever_reads_them(curve: Train) -> None:
+    alone = curve("alone", data__augment=AUGMENT)
+    assert_one_curve(alone, curve("two", data__augment=AUGMENT, layout__replicas=2, balance__capacity=[5.0, 3.0], train__micro_batch=3))
+    assert differences(alone, curve("plain"))[0] > 1e-3
+
+
 def test_micro_batches_do_not_shape_the_curve(curve: Train) -> None:
     assert_one_curve(curve("twos"), curve("fives", train__micro_batch=5, model__recompute="full"))
 
