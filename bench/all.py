@@ -34,6 +34,7 @@ BENCHMARKS = (
     "sync",
     "elastic",
     "balance",
+    "corruption",
     "first_step",
     "loader",
     "checkpoints",

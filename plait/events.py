@@ -62,7 +62,7 @@ class Step(Event):
     its time in which a rank had nothing to compute, the mean over ranks. sync: how replicas agreed, in which phase of the run.
     sent: bytes that each replica sent for it, and parameter servers to it; communicating: seconds in which some of it was under way,
     hidden behind computing or not. slowest: the replica whose computing ended last. staleness: of gradients that a server applied as
-    they came, how many were so many updates old.
+    they came, how many were so many updates old. samples: of the run's order, those that it took.
     """
 
     step: int
@@ -88,6 +88,7 @@ class Step(Event):
     staleness: dict[str, int] = field(default_factory=dict)
     computed: dict[str, float] = field(default_factory=dict)
     data: dict[str, float] = field(default_factory=dict)
+    samples: Ranges = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Failures on purpose, at a point of a unit: a worker that follows a script, for proofs and tests.
 
     begin ─► computing ─► reducing ─► reduced ─► voted ─► applying ─► applied        one unit of a worker
-             pushing (to parameter servers)      saving, in the writer's thread
-    meeting ─► joining ─► ...                                                        one that comes in another's place
+             pushing (to parameter servers)      averaged (local steps)      saving, in the writer's thread
+    meeting ─► joining ─► ...    one that comes in another's place          comparing: fingerprints of state are asked for
 
 What is scripted happens in the worker's own process, by wrapping what it is made of: nothing of it is in a run without a script.
 """
@@ -22,22 +22,26 @@ import torch
 from plait.cluster import worker
 from plait.ledger.messages import Vote
 from plait.ledger.wire import LedgerClient
+from plait.replica.placed import local_values
 from plait.replica.replica import Replica
 from plait.sync.handing import Handing
 from plait.sync.line import Line
+from plait.sync.local import LocalSteps
 from plait.sync.peers import Peers
 from plait.sync.phases import Phases
 from plait.sync.reduce import Reducer
 from plait.train.checkpoint import Checkpoints
 
-Point = Literal["computing", "reducing", "reduced", "voted", "applying", "applied", "saving", "meeting", "joining", "pushing"]
-Action = Literal["kill", "stop", "hang", "raise", "flip"]
+Point = Literal[
+    "computing", "reducing", "reduced", "voted", "applying", "applied", "averaged", "saving", "meeting", "joining", "pushing", "comparing"
+]
+Action = Literal["kill", "stop", "hang", "raise", "flip", "flip_optimizer"]
 
 
 @dataclass(frozen=True)
 class Fault:
     """At a point of the unit that holds `step`, in the worker's `attempt`-th life: kill -9, SIGSTOP, a loop without end, an error, or one
-    bit of a parameter turned over."""
+    bit turned over, of a parameter or of what the optimizer keeps."""
 
     point: Point
     step: int
@@ -97,6 +101,8 @@ class _Script:
         self._wrap(Peers, "_group", before="meeting")
         self._wrap(Handing, "receive", before="joining")
         self._wrap(Line, "send", before="pushing")
+        self._wrap(LocalSteps, "_step_outside", after="averaged")
+        self._wrap(Phases, "compare", before="comparing")
 
     def _wrap(self, kind: type, method: str, before: Point | None = None, after: Point | None = None) -> None:
         wrapped: Callable[..., Any] = getattr(kind, method)
@@ -130,10 +136,14 @@ class _Script:
             case "raise":
                 raise ArithmeticError(f"told to fail: {fault}")
             case "flip":
-                self._flip()
+                self._flip("model.")
+            case "flip_optimizer":
+                self._flip("optimizer.")
 
-    def _flip(self) -> None:
-        """One bit of the first parameter's first value, one that changes it by a part in four or so."""
+    def _flip(self, kind: str) -> None:
+        """One bit of the largest value of the first matrix of a kind, one that changes it by a part in four or more."""
         assert self._replica is not None
-        first = next(iter(self._replica.parameters.values())).detach().view(-1)[:1]
-        first.view(torch.uint8)[first.element_size() - 2] ^= 16
+        values = (local_values(value) for name, value in self._replica.state().items() if name.startswith(kind))
+        flat = next(value for value in values if value.ndim > 1).detach().view(-1)
+        largest = flat[int(flat.abs().argmax())].view(1)
+        largest.view(torch.uint8)[largest.element_size() - 2] ^= 16

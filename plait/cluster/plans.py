@@ -7,13 +7,22 @@ from functools import cache
 from plait import __version__, spec
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
-from plait.ledger.plan import Agreement, Plan
+from plait.events import Ranges
+from plait.ledger.plan import Agreement, Plan, SpikeRules
 from plait.plan import counts, hardware
+
+CHECK_EVERY = "100 steps"
 
 
 def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool = False) -> Plan:
     """elastic: whether there is someone who starts replicas again. Raises DataError where the validation split is missing or too short."""
-    evaluate_every = run.train.evaluate_every
+    evaluate_every, train = run.train.evaluate_every, run.train
+    targets = cache(batches.targets)
+
+    def leave_out(skipped: Ranges) -> None:
+        batches.leave_out(skipped)
+        targets.cache_clear()
+
     save_every = run.checkpoint.every
     return Plan(
         replicas=run.most_replicas if elastic else run.layout.replicas,
@@ -24,7 +33,11 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         layout={axis: size for axis in run.layout.INNER if (size := getattr(run.layout, axis)) > 1},
         steps=batches.steps,
         size=batches.size,
-        targets=cache(batches.targets),
+        targets=targets,
+        samples=batches.samples,
+        skipped=batches.skipped,
+        leave_out=leave_out,
+        spikes=SpikeRules(train.spike, train.spike_norm, train.spike_skips, train.spike_limit),
         capacity=_capacity(run),
         balance="measured" if run.balance.capacity == "measured" else run.balance.policy,
         micro_batch=1 if run.train.micro_batch == "auto" else run.train.micro_batch,
@@ -32,6 +45,7 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         save_every=batches.steps_of(save_every) if save_every else None,
         evaluate_every=batches.steps_of(evaluate_every) if evaluate_every else None,
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
+        check_every=_check_every(run, batches),
         nonfinite_limit=run.train.nonfinite_limit,
         agreements=tuple(_agreement(run, each, batches) for each in run.sync.agreements),
         servers=run.sync.processes,
@@ -40,6 +54,12 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         flops_per_token=_flops_per_token(run, prepared),
         peak_flops=lambda name: hardware.peak_flops(name, run.train.precision),
     )
+
+
+def _check_every(run: spec.Run, batches: Batches) -> int | None:
+    """None for never: where there is but one replica too."""
+    every = batches.steps_of(run.elastic.check_every or spec.Duration(CHECK_EVERY))
+    return every if every and max(run.most_replicas, run.layout.replicas) > 1 else None
 
 
 def _capacity(run: spec.Run) -> tuple[float, ...]:

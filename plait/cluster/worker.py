@@ -86,7 +86,7 @@ class Worker:
         devices.set_threads(run.cluster.threads, config.workers_here)
         devices.keep_freed_memory()
         self._device = devices.choose(run.cluster.device, config.local_rank)
-        self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint)
+        self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint, run.data.skip)
         self._mesh = self._join_mesh()
         self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh, base_of(run))
         self._peers = self._peers_of(self._replica)

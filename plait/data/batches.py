@@ -3,8 +3,8 @@
     step -> positions of the run -> (source, draw) -> (epoch, place) -> permuted -> sample -> tokens
             first(step) + 0, 1, ..   keyed blocks       draw // n      keyed       i       [i*L, i*L + L]
 
-All of it is arithmetic on (fingerprint, seed, step): nothing is kept from one step to the next, so a run resumes anywhere
-at once, and who reads which positions does not matter.
+All of it is arithmetic on (fingerprint, seed, step, and what is left out): nothing is kept from one step to the next, so a run
+resumes anywhere at once, and who reads which positions does not matter.
 
 Sample i of a source covers inputs [i*L, i*L + L) of its stream; targets are one further. The last sample may be short: it is
 padded with weightless targets. So every token but a stream's first is a target exactly once an epoch.
@@ -23,6 +23,7 @@ from plait.data import chance, order
 from plait.data.augment import Augmentation
 from plait.data.mixture import Mixture
 from plait.data.objective import NO_TARGET
+from plait.data.skipping import Skipped
 from plait.data.tokens import Split, TokenFile
 from plait.errors import RunFileError
 from plait.events import Ranges
@@ -61,9 +62,9 @@ def in_lane(read: Callable[[int, int], MicroBatch], first: int, end: int, lane: 
 
 
 class Batches:
-    """The global batch, a pure function of (data fingerprint, seed, step). Steps count from 1."""
+    """The global batch, a pure function of (data fingerprint, seed, step, samples that are left out). Steps count from 1."""
 
-    def __init__(self, split: Split, train: spec.Train, fingerprint: str) -> None:
+    def __init__(self, split: Split, train: spec.Train, fingerprint: str, skipped: Ranges | None = None) -> None:
         key = order.key_of(fingerprint, train.seed)
         self._split = split
         self._reader = _Reader(split, train.seed, split.augmentation)
@@ -71,6 +72,7 @@ class Batches:
         self._keys = [order.key_of(key, source) for source in range(len(split.sources))]
         self._stages = _stages(train, split.sequence)
         self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._skipped = Skipped(skipped or ())
         self.steps = self.steps_of(train.duration)
 
     def steps_of(self, duration: spec.Duration) -> int:
@@ -84,10 +86,23 @@ class Batches:
         """Sequences in the step's global batch."""
         return self._stage(step).batch
 
+    @property
+    def skipped(self) -> Ranges:
+        """Samples of the run's order that are left out."""
+        return self._skipped.ranges
+
+    def leave_out(self, skipped: Ranges) -> None:
+        """From now on these samples of the run's order, and no others."""
+        if skipped != self._skipped.ranges:
+            self._skipped, self._drawn = Skipped(skipped), None
+
     def first(self, step: int) -> int:
-        """Samples of the run before this step."""
-        stage = self._stage(step)
-        return stage.first_sample + (step - stage.first_step) * stage.batch
+        """Samples that the run has taken before this step."""
+        return self._stage(step).before(step)
+
+    def samples(self, step: int) -> Ranges:
+        """Of the run's order, those that a step takes."""
+        return self._skipped.spans(self.first(step), self.first(step) + self.size(step))
 
     def targets(self, step: int, ranges: Ranges | None = None) -> int:
         """Target tokens of the global batch, or of some positions of it; no token is read."""
@@ -100,8 +115,7 @@ class Batches:
         """Positions [first, end) of the step's global batch."""
         assert 0 <= first <= end <= self.size(step), (step, first, end)
         sources, samples = self._samples(step)
-        numbers = np.arange(self.first(step) + first, self.first(step) + end, dtype=np.int64)
-        return self._reader.read(sources[first:end], samples[first:end], numbers, step)
+        return self._reader.read(sources[first:end], samples[first:end], self._positions(step)[first:end], step)
 
     def ahead(self, step: int, ranges: Ranges) -> None:
         """These positions of a step will be read soon: of token files that are far away, what they need is fetched meanwhile."""
@@ -116,7 +130,8 @@ class Batches:
         return self._drawn[1], self._drawn[2]
 
     def _positions(self, step: int) -> np.ndarray:
-        return np.arange(self.first(step), self.first(step) + self.size(step), dtype=np.int64)
+        """Samples of the run's order at each position of a step."""
+        return self._skipped.samples(self.first(step), self.first(step) + self.size(step))
 
     def _draw(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sources, draws = self._mixture.draw(positions)
@@ -281,11 +296,26 @@ class _Stage:
     first_sample: int
     batch: int
 
+    def before(self, step: int) -> int:
+        """Samples before a step of it."""
+        return self.first_sample + (step - self.first_step) * self.batch
+
 
 def batch_sizes(train: spec.Train, sequence: int) -> Callable[[int], int]:
     """Sequences in the global batch of a step, from settings alone."""
     stages = _stages(train, sequence)
     return lambda step: _stage_of(stages, step).batch
+
+
+def step_samples(train: spec.Train, sequence: int, skipped: Ranges) -> Callable[[int], Ranges]:
+    """Samples of the run's order that a step takes, from settings and what is left out alone."""
+    stages, left = _stages(train, sequence), Skipped(skipped)
+
+    def samples(step: int) -> Ranges:
+        stage = _stage_of(stages, step)
+        return left.spans(stage.before(step), stage.before(step) + stage.batch)
+
+    return samples
 
 
 def _stage_of(stages: list[_Stage], step: int) -> _Stage:

@@ -15,9 +15,11 @@ from plait import events
 from plait.events import Event, Ranges
 from plait.ledger import shares
 from plait.ledger.balance import Balance, Choice
+from plait.ledger.checking import Checks
 from plait.ledger.measures import Told, bubbles, measures_of, sum_of_loads
 from plait.ledger.messages import Decision, Member
 from plait.ledger.plan import Agreement, Plan
+from plait.ledger.spikes import Spikes
 from plait.ledger.stragglers import Found, Pace, Stragglers
 from plait.ledger.tuning import Tuning
 
@@ -26,11 +28,14 @@ RECENT = 10  # steps over which a phase's condition looks back
 
 @dataclass(frozen=True)
 class Due:
+    """check: replicas are compared before anything else."""
+
     save: bool = False
     evaluate: bool = False
+    check: bool = False
 
     def __or__(self, other: Due) -> Due:
-        return Due(self.save or other.save, self.evaluate or other.evaluate)
+        return Due(self.save or other.save, self.evaluate or other.evaluate, self.check or other.check)
 
 
 class Books:
@@ -50,6 +55,7 @@ class Books:
         self.devices: dict[Member, str] = {}
         self.places: dict[Member, tuple[str, int]] = {}
         """host and pid"""
+        self.checks = Checks(record, clock, self.places)
         self.tuning = Tuning(plan.bucket_bytes)
         self.balance = Balance(plan.balance, plan.capacity, plan.micro_batch, plan.grain)
         self._stragglers = Stragglers()
@@ -58,6 +64,10 @@ class Books:
         self._save_asked = False
         self._in_a_row = 0
         self._rolled_back_at: int | None = None
+        self.spikes = Spikes(plan.spikes)
+        self.skipped: Ranges = (position or {}).get("skipped", plan.skipped)
+        """samples of the run's order that are left out; never fewer"""
+        plan.leave_out(self.skipped)
         self.kept: dict[str, Any] = position or {"step": 0}
         """the position of the newest checkpoint that stands"""
         self._saving: dict[int, dict[str, Any]] = {}
@@ -67,8 +77,10 @@ class Books:
     def take(self, position: dict[str, Any]) -> None:
         """Be where a checkpoint was."""
         self.committed: int = position["step"]
+        self.checks.alike = self.committed
         self.phase: int = position.get("phase", 0)
         self.open = position.get("open", {})
+        self.spikes.take(position.get("spikes", {}))
         self._recent: deque[tuple[float, float]] = deque((tuple(pair) for pair in position.get("recent", [])), RECENT)
         self._over_since: str | None = self._why_over()
 
@@ -77,6 +89,10 @@ class Books:
         position: dict[str, Any] = {"step": self.committed}
         if len(self.plan.agreements) > 1:
             position |= {"phase": self.phase, "recent": [list(pair) for pair in self._recent]}
+        if self.skipped:
+            position["skipped"] = self.skipped
+        if usual := self.spikes.position():
+            position["spikes"] = usual
         if open_pieces:
             position["open"] = open_pieces
         self._saving[step] = position
@@ -162,7 +178,7 @@ class Books:
         """What becomes of a unit; sets `failure` where rolling back has been of no use."""
         if math.isfinite(loss) and math.isfinite(grad_norm):
             self._in_a_row = 0
-            return "commit"
+            return self._judge_finite(step, loss, grad_norm)
         self._in_a_row += 1
         if self._in_a_row < self.plan.nonfinite_limit:
             return "skip"
@@ -173,9 +189,30 @@ class Books:
             )
         return "rollback"
 
-    def roll_back_nonfinite(self, step: int, lost: dict[str, Ranges] | None = None) -> None:
-        why = f"{self._in_a_row} steps in a row were not finite, the last of them step {step}"
-        self._rolled_back_at, self._in_a_row = step, 0
+    def _judge_finite(self, step: int, loss: float, grad_norm: float) -> Decision:
+        spiked = self.agreement.unit != "piece" and self.spikes.judge(step, loss=loss, grad_norm=grad_norm)
+        if not spiked:
+            return "commit"
+        if self.spikes.found is not None and self.spikes.found.step == step and self.spikes.too_often(self.kept["step"]):
+            self.failure = (
+                f"{self.spikes.found}, and the run has returned to step {self.kept['step']} {self.plan.spikes.limit} times for spikes; "
+                "lower train.optimizer.lr, lengthen the warm-up, or raise train.spike, train.spike_norm or train.spike_limit"
+            )
+        return "rollback"
+
+    def roll_back_judged(self, step: int, lost: dict[str, Ranges] | None = None) -> None:
+        """As `judge` said: after a spike its data is left out from now on."""
+        if (spike := self.spikes.taken()) is not None:
+            first = self.spikes.first_skipped(spike, self.kept["step"])
+            spans = [span for number in range(first, spike.step + 1) for span in self.plan.samples(number)]
+            self.skipped = shares.merge([*self.skipped, *spans])
+            self.plan.leave_out(self.skipped)
+            told = spike.what, spike.value, spike.usual, spike.bound
+            self.record(events.Spiked(self.clock(), spike.step, *told, self.skipped))
+            why = f"{spike}; the data of steps {first} to {spike.step} is left out"
+        else:
+            why = f"{self._in_a_row} steps in a row were not finite, the last of them step {step}"
+            self._rolled_back_at, self._in_a_row = step, 0
         self.roll_back(why, lost or {})
 
     def roll_back(self, why: str, lost: dict[str, Ranges]) -> None:
@@ -190,7 +227,8 @@ class Books:
         save = self._save_planned(step) or (self.stopping and saves_on_stop)
         evaluate = bool(plan.evaluate_every and plan.evaluation_size and (last or step % plan.evaluate_every == 0))
         self._save_asked = False
-        return Due(save, evaluate)
+        every = plan.check_every
+        return Due(save, evaluate, check=bool(every and (save or step % every == 0)))
 
     def saves(self, step: int) -> bool:
         """Whether a checkpoint follows a step, as far as is known while it is computed."""
@@ -222,12 +260,13 @@ class Books:
         told: Sequence[Told],
         by_replica: dict[int, Ranges],
         grad_norm: float,
-        skipped: bool,
         slowest: int | None = None,
         staleness: Iterable[int] = (),
+        skipped: bool | None = None,
     ) -> None:
-        """`step` is committed: `told` by each rank for each of its parts of it."""
+        """`step` is committed: `told` by each rank for each of its parts of it. skipped: None where loss and grad_norm tell."""
         tokens, loss = self.plan.targets(step), self.loss(step, told)
+        skipped = not (math.isfinite(loss) and math.isfinite(grad_norm)) if skipped is None else skipped
         of_replica = {str(replica): measures for replica, measures in measures_of(told).items()}
         one_vote_each = len(told) == len({each.member for each in told})
         seconds = max(measures.seconds for measures in of_replica.values())
@@ -261,6 +300,7 @@ class Books:
                 {str(late): count for late, count in sorted(Counter(staleness).items())},
                 {replica: measures.computed for replica, measures in of_replica.items()},
                 {replica: measures.data for replica, measures in of_replica.items()},
+                self.plan.samples(step),
             )
         )
         self.committed = step

@@ -32,6 +32,9 @@ Decision = Literal["begin", "commit", "skip", "rollback", "counted", "void"]
 """begin: there was no unit yet. counted: a push is in, or there was none, and what it is a piece of goes on. void: one who held a share is
 gone, and the unit is done again."""
 Request = Literal["save", "stop"]
+Check = Literal["", "whole", "each", "heal"]
+"""Of a lease of nothing: answered with the fingerprint of all that replicas hold alike, with one of each tensor, or once the new ones have
+been handed the others' state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,8 @@ class Work:
     of what parameter servers were filled with. fill: this replica hands its state to them before anything else. owing_nothing: pushes
     bring all that compression has held back, since a checkpoint follows. peers: replicas that hold the unit together; with a lease of
     nothing they are to meet. new: those of them that have no state yet. measure: the link, when they have met. last: there will be
-    no other; it is answered when all that was asked before is done.
+    no other; it is answered when all that was asked before is done. skipped: samples of the run's order that its steps
+    leave out. check: replicas are compared.
     """
 
     unit: int
@@ -68,6 +72,8 @@ class Work:
     new: list[int] = field(default_factory=list)
     measure: bool = False
     last: bool = False
+    skipped: Ranges = field(default_factory=list)
+    check: Check = ""
 
     @property
     def step(self) -> int:
@@ -105,7 +111,7 @@ class Vote:
     seconds: of its work on the unit; of these, waited: for others, computed: in forward and backward passes, data: in reading samples;
     communicating: in which something of it was under way. sent: bytes.
     memory: peak bytes so far. request: a signal it got. busy: seconds that it computed, of the seconds `under_way` that the
-    micro-batches took on it, in a pipeline; zeros elsewhere.
+    micro-batches took on it, in a pipeline; zeros elsewhere. fingerprints: what a check asks for.
     """
 
     unit: int
@@ -120,6 +126,7 @@ class Vote:
     communicating: float = 0.0
     computed: float = 0.0
     data: float = 0.0
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from plait.events import Ranges
 from plait.ledger.balance import Policy
 from plait.ledger.messages import SERVING, Member
 
@@ -30,6 +31,17 @@ class Agreement:
     until: int | None = None
     until_loss: float | None = None
     until_waiting: float | None = None
+
+
+@dataclass(frozen=True)
+class SpikeRules:
+    """loss, grad_norm: robust deviations above the running median that are too many, None for any number. skips: steps whose data is left
+    out, the spike's own and those before it. limit: spikes after one checkpoint."""
+
+    loss: float | None = None
+    grad_norm: float | None = None
+    skips: int = 2
+    limit: int = 3
 
 
 @dataclass(frozen=True)
@@ -73,6 +85,15 @@ class Plan:
     """replicas that are there from the beginning; the others come later"""
     fewest: int = 1
     """replicas that a unit needs"""
+    spikes: SpikeRules = SpikeRules()
+    skipped: Ranges = field(default_factory=list)
+    """samples of the run's order that are left out from the beginning"""
+    samples: Callable[[int], Ranges] = lambda step: []
+    """of the run's order, those that a step takes"""
+    leave_out: Callable[[Ranges], None] = lambda ranges: None
+    """`samples` and `targets` are from now on of a run that leaves these out, and no others"""
+    check_every: int | None = None
+    """steps between two comparisons of replicas' state; one comes before each checkpoint too"""
     layout: dict[str, int] = field(default_factory=dict)
     """axes of a replica's mesh that are longer than 1, in the order in which ranks are counted"""
 

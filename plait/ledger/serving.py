@@ -182,7 +182,7 @@ class Serving:
         self._out[unit] = Push(replica, piece, self._version, books.clock())
         whole = [[0, self._plan.size(piece.step)]] if self._stepwise else [piece.span]
         part = Part(piece.step, [piece.span], whole)
-        return Work(unit, books.generation, [part], books.phase, self._era, fill, books.saves(piece.step))
+        return Work(unit, books.generation, [part], books.phase, self._era, fill, books.saves(piece.step), skipped=books.skipped)
 
     @property
     def _reach(self) -> int:
@@ -280,10 +280,10 @@ class Serving:
         if books.failure:
             return self._close_all(books.failure)
         slowest, by_replica = self._slowest if len(self.present) > 1 else None, ranges_by_replica(entries)
-        books.record_step(step, told, by_replica, grad_norm, decision != "commit", slowest)
+        books.record_step(step, told, by_replica, grad_norm, slowest)
         books.observe(told, by_replica)
         if decision == "rollback":
-            books.roll_back_nonfinite(step)
+            books.roll_back_judged(step)
             return self._again()
         self._version = step
         due = books.due(step)
@@ -344,7 +344,7 @@ class Serving:
             return self._close_all(books.failure)
         if decision == "rollback":
             lost = self.lost_work(_open_ranges(books.kept), books.kept["step"])
-            books.roll_back_nonfinite(push.piece.step, lost)
+            books.roll_back_judged(push.piece.step, lost)
             return self._again()
         late = self._version - push.version
         self._version += decision == "commit"
@@ -380,7 +380,7 @@ class Serving:
             grad_norm = math.sqrt(math.fsum(each.did.squared_norm for each in told) / len(entries))
             late = [entry.late for entry in entries if not entry.skipped]
             skipped, by_replica = all(entry.skipped for entry in entries), ranges_by_replica(entries)
-            books.record_step(step, told, by_replica, grad_norm, skipped, staleness=late)
+            books.record_step(step, told, by_replica, grad_norm, staleness=late, skipped=skipped)
             books.observe(told, by_replica)
             due |= books.due(step, saves_on_stop=False)
         return due

@@ -22,6 +22,7 @@ from plait import events
 from plait.events import Ranges
 from plait.ledger import shares
 from plait.ledger.books import Books, Due
+from plait.ledger.checking import Finding, Fingerprints, compare
 from plait.ledger.measures import Told, norm_of_mean, norm_of_sum, slowest_of, sum_of_loads
 from plait.ledger.messages import Broken, Closed, Decision, Member, Message, Outbox, Part, Verdict, Vote, Work, name
 
@@ -39,6 +40,7 @@ class _Roll:
     of: set[int]
     then: Callable[[], Outbox]
     heard: set[Member] = field(default_factory=set)
+    told: dict[Member, Fingerprints] = field(default_factory=dict)
 
 
 class Together:
@@ -63,9 +65,12 @@ class Together:
         self._broken: set[Member] = set()
         self._breaks = 0
         self._short = False
-        self._save = False
-        """whether a checkpoint of where the run is has been asked for"""
         self._saver: int | None = None
+        self._unchecked: Due | None = None
+        """what is due after a unit that has been decided, once replicas have been compared"""
+        self._fingerprints: dict[Member, Fingerprints] = {}
+        self._unsound: set[int] = set()
+        """those that are about to be handed the others' state"""
         self._ending = False
         """nothing is left to do but to save and to measure"""
         self._evaluating: dict[Member, Ranges] = {}
@@ -101,8 +106,8 @@ class Together:
         return self._heard() if self._short and self._roll is None else []
 
     def lose(self, replica: int) -> Outbox | None:
-        """A replica is gone: the unit is void. None where nobody has the state any more."""
-        if replica in self.coming:
+        """A replica is gone: the unit is void, unless it had no part in it. None where nobody has the state any more."""
+        if replica not in self.present and replica not in self.group:
             self.coming.discard(replica)
             return []
         self.present.discard(replica)
@@ -111,7 +116,7 @@ class Together:
         self._measure_again(replica)
         if replica == self._saver and self._books.saving and not self._books.over:
             self._books.ask("save")
-        return self._gather() if self.present else None
+        return self._gather() if self.present - self._unsound else None
 
     def broken(self, member: Member, message: Broken) -> Outbox:
         """A group broke. As long as someone is still at work, who is gone may be told yet."""
@@ -160,7 +165,7 @@ class Together:
     def _gather(self) -> Outbox:
         """All that are present hear that the unit is void."""
         books = self._books
-        self._votes, self._work, self.group, self._parked, self._ending = {}, {}, [], {}, False
+        self._votes, self._work, self.group, self._parked, self._ending, self._unsound = {}, {}, [], {}, False, set()
         lease = self._call(self.present, self._heard)
         verdict = Verdict(lease.unit, books.committed, "void", 0.0, work=lease)
         return [each for replica in sorted(self.present) for each in self._to(replica, verdict)]
@@ -180,7 +185,7 @@ class Together:
         books = self._books
         self._short = False
         books.new_group()
-        newcomers = [] if books.over else sorted(self.coming)
+        newcomers = [] if books.over or self._unchecked else sorted(self.coming)
         self.group = sorted([*self.present, *newcomers])
         self.coming = self.coming.difference(newcomers)
         lease = self._call(self.group, self._met, peers=self.group, measure=not books.linked and len(self.group) > 1)
@@ -191,14 +196,16 @@ class Together:
         books = self._books
         if books.generation > 1:
             books.record(events.Regrouped(books.clock(), books.generation, books.committed, list(self.group), self.newcomers))
+        if self._unchecked is not None:
+            return self._answer_parked(dict.fromkeys(self.group, self._check()).get)
+        save = False
         if not books.over:
             following, besides = self._lease()
         else:  # who was to save the end is gone, and another does it
-            self._save = books.unsaved is not None
+            save = books.unsaved is not None
             following, besides = self._end()
-        save, position = self._save, books.position(books.committed) if self._save else None
+        position = books.position(books.committed) if save else None
         evaluation = self._deal_evaluation()
-        self._save = False
         outbox = self._answer_parked(lambda replica: following.get(replica), evaluation, save, position)
         return [*outbox, *besides]
 
@@ -217,12 +224,13 @@ class Together:
         dismissed = [each for replica in sorted(self.coming) for each in self._to(replica, begin)]
         return [*self._answer_parked(lambda _: None), *dismissed]
 
-    def _vote_of_nothing(self, member: Member, roll: _Roll) -> Outbox:
+    def _vote_of_nothing(self, member: Member, vote: Vote, roll: _Roll) -> Outbox:
         roll.heard.add(member)
+        roll.told[member] = vote.fingerprints
         return self._heard_by_all(roll) if roll.heard >= self._ranks(roll.of) else self._all_stuck()
 
     def _heard_by_all(self, roll: _Roll) -> Outbox:
-        self._roll = None
+        self._roll, self._fingerprints = None, roll.told
         self._parked = dict.fromkeys(roll.of, roll.unit)
         return roll.then()
 
@@ -232,16 +240,66 @@ class Together:
         evaluation: dict[int, Ranges] | None = None,
         save: bool = False,
         position: dict[str, object] | None = None,
+        to_step: int | None = None,
     ) -> Outbox:
-        """What they have waited for: `work` tells each replica's next lease."""
+        """What they have waited for: `work` tells each replica's next lease. to_step: where a rollback leads."""
+        decision: Decision = "counted" if to_step is None else "rollback"
         outbox: Outbox = []
         for replica, unit in sorted(self._parked.items()):
             mine = position if replica == min(self.present) else None
             evaluate = (evaluation or {}).get(replica)
-            verdict = Verdict(unit, self._books.committed, "counted", 0.0, evaluate=evaluate, save=save, position=mine, work=work(replica))
+            verdict = Verdict(unit, self._books.committed, decision, 0.0, to_step, evaluate, save, mine, work(replica))
             outbox += self._to(replica, verdict)
         self._parked = {}
         return outbox
+
+    # --- comparing -------------------------------------------------------------------------------------------
+
+    def _check(self) -> Work:
+        return self._call(self.group, self._checked, check="whole")
+
+    def _checked(self) -> Outbox:
+        """Where they differ they are asked what does; it may be that one has hashed wrongly what is right."""
+        if compare(self._fingerprints) is None:
+            return self._go_on()
+        lease = self._call(self.group, self._named, check="each")
+        return self._answer_parked(lambda _: lease)
+
+    def _named(self) -> Outbox:
+        return self._go_on() if (finding := compare(self._fingerprints)) is None else self._repair(finding)
+
+    def _go_on(self) -> Outbox:
+        """What is due after a unit, and the next one."""
+        books = self._books
+        books.checks.passed(books.committed)
+        due, self._unchecked = self._unchecked or Due(), None
+        evaluation = self._deal_evaluation()
+        self._saver = min(self.present) if due.save else self._saver
+        following, besides = self._turn()
+        position = books.position(books.committed) if due.save else None
+        return [*self._answer_parked(following.get, evaluation, due.save, position), *besides]
+
+    def _repair(self, finding: Finding) -> Outbox:
+        """The odd ones take the others' state over, or all return to a checkpoint."""
+        books = self._books
+        heals = books.checks.found(finding, books.committed, books.kept["step"])
+        if books.checks.failure:
+            books.failure = books.checks.failure
+            return [(member, Closed(books.failure)) for member in self._plan.members]
+        if heals:
+            self._unsound = self.present.difference(finding.sound)
+            lease = self._call(self.group, self._healed, check="heal", peers=self.group, new=sorted(self._unsound))
+            return self._answer_parked(lambda _: lease)
+        self._unchecked, self.to_measure = None, []
+        books.roll_back(f"replicas differed after step {books.committed}, and were alike after step {books.checks.alike}", {})
+        following, besides = self._turn()
+        return [*self._answer_parked(following.get, to_step=books.committed), *besides]
+
+    def _healed(self) -> Outbox:
+        """They are compared once more."""
+        self._unsound = set()
+        lease = self._check()
+        return self._answer_parked(lambda _: lease)
 
     # --- units -----------------------------------------------------------------------------------------------
 
@@ -262,6 +320,7 @@ class Together:
                 books.phase,
                 peers=self.group,
                 new=newcomers,
+                skipped=books.skipped,
             )
             for place, replica in enumerate(self.group)
         }
@@ -283,7 +342,7 @@ class Together:
 
     def vote(self, member: Member, vote: Vote) -> Outbox:
         if self._roll is not None and vote.unit == self._roll.unit and member[0] in self._roll.of:
-            return self._vote_of_nothing(member, self._roll)
+            return self._vote_of_nothing(member, vote, self._roll)
         work = self._work.get(member[0])
         if vote.unit <= self._books.units and (work is None or vote.unit < work.unit):
             return []  # of a unit that is void
@@ -305,15 +364,16 @@ class Together:
         if books.failure:
             return [(member, Closed(books.failure)) for member in self._plan.members]
         due, slowest = Due(), slowest_of(self._votes)
-        for (step, of_step), norm, judged in zip(told, norms, decisions, strict=True):
+        for (step, of_step), norm in zip(told, norms, strict=True):
             by_replica = {replica: _of(work, step).ranges for replica, work in self._work.items()}
-            books.record_step(step, of_step, by_replica, norm, judged != "commit", slowest)
+            books.record_step(step, of_step, by_replica, norm, slowest)
             due |= books.due(step)
         self._observe()
         last = books.committed
         decision: Decision = "rollback" if "rollback" in decisions else self._of_unit(decisions[-1])
         if decision == "rollback":
-            books.roll_back_nonfinite(last)
+            books.roll_back_judged(last)
+        due |= Due(check=bool(self._plan.check_every and self.newcomers))
         self.present = set(self.group)
         self._breaks = 0
         return self._tell(unit, last, decision, norms[-1], told[-1][1], due)
@@ -324,13 +384,17 @@ class Together:
         due = Due() if decision == "rollback" else due
         load = sum_of_loads(each.did for each in told) if decision == "commit" else []
         self.to_measure = [[0, plan.evaluation_size]] if due.evaluate else []
-        evaluation = self._deal_evaluation()
         resize = books.resize() if decision == "commit" else 0
-        self._save = due.save
-        self._saver = group[0] if due.save else self._saver
-        following, besides = self._turn()
+        evaluation: dict[int, Ranges] = {}
+        if due.check and len(group) > 1:
+            self._unchecked, due = due, Due()
+            following: Following = dict.fromkeys(group, self._check())
+            besides: Outbox = []
+        else:
+            evaluation = self._deal_evaluation()
+            self._saver = group[0] if due.save else self._saver
+            following, besides = self._turn()
         position = books.position(step) if due.save else None
-        self._save = False
         to_step = books.committed if decision == "rollback" else None
         return [
             *(

@@ -15,8 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plait import events
-from plait.data.batches import batch_sizes
+from plait import events, spec
+from plait.data.batches import batch_sizes, step_samples
+from plait.data.skipping import Skipped
 from plait.errors import CheckpointError
 from plait.events import Event, Ranges, Step
 from plait.ledger import journal
@@ -49,6 +50,10 @@ class Proof:
     resumed: int
     recoveries: list[Recovery]
     skipped: list[int]
+    touched: Ranges
+    """[first, last] steps that a replica which was corrupted may have touched, and that were not done again"""
+    left_out: Ranges
+    """samples of the run's order: those of spikes, and those that the run file names"""
     wrong: list[str]
 
     @property
@@ -67,7 +72,8 @@ def verify_run(folder: Path) -> Proof:
         history = journal.read(path)
     except events.Unreadable as error:
         raise CheckpointError(f"{path}: a line is no event of this version: {error}") from None
-    size = batch_sizes(run.train, run.data.sequence)
+    size, left_out = batch_sizes(run.train, run.data.sequence), _left_out(history, run)
+    samples = step_samples(run.train, run.data.sequence, left_out)
     steps = events.committed(history)
     return Proof(
         steps=len(steps),
@@ -78,7 +84,9 @@ def verify_run(folder: Path) -> Proof:
         resumed=sum(isinstance(event, events.Resumed) for event in history),
         recoveries=list(_recoveries(history)),
         skipped=[step.step for step in steps if step.skipped],
-        wrong=[*_order(steps), *(fault for step in steps for fault in _cover(step, size(step.step)))],
+        touched=_touched(history),
+        left_out=left_out,
+        wrong=[*_order(steps), *(fault for step in steps for fault in _faults(step, size(step.step), samples(step.step)))],
     )
 
 
@@ -90,23 +98,48 @@ def _order(steps: Sequence[Step]) -> Iterable[str]:
             return
 
 
+def _left_out(history: Sequence[Event], run: spec.Run) -> Ranges:
+    """The last word on it holds for the whole run: what came before a gap is the same without."""
+    spiked = [event.skipped for event in history if isinstance(event, events.Spiked)]
+    return Skipped(spiked[-1] if spiked else run.data.skip or ()).ranges
+
+
+def _faults(step: Step, size: int, samples: Ranges) -> Iterable[str]:
+    """samples: of the run's order, those that the step had to take. Journals of earlier versions do not tell which it did."""
+    yield from _cover(step, size)
+    if step.samples and step.samples != samples:
+        yield f"step {step.step}: samples {said(step.samples)} of the run were used, and {said(samples)} were to be"
+
+
 def _cover(step: Step, size: int) -> Iterable[str]:
     """Each position of the batch is in one share."""
     used = sorted((first, end, replica) for replica, ranges in step.shares.items() for first, end in ranges)
     reached, by = 0, ""
     for first, end, replica in used:
         if first > reached:
-            yield f"step {step.step}: positions {_said([[reached, first]])} of {size} were used by none"
+            yield f"step {step.step}: positions {said([[reached, first]])} of {size} were used by none"
         elif first < reached:
-            yield f"step {step.step}: positions {_said([[first, min(end, reached)]])} were used by replica {by} and by replica {replica}"
+            yield f"step {step.step}: positions {said([[first, min(end, reached)]])} were used by replica {by} and by replica {replica}"
         if end > reached:
             reached, by = end, replica
     if reached != size:
         missing = [[reached, size]] if reached < size else [[size, reached]]
-        yield f"step {step.step}: positions {_said(missing)} {'were used by none' if reached < size else 'are beyond its batch'} of {size}"
+        yield f"step {step.step}: positions {said(missing)} {'were used by none' if reached < size else 'are beyond its batch'} of {size}"
 
 
-def _said(ranges: Ranges) -> str:
+def _touched(history: Sequence[Event]) -> Ranges:
+    """What a later rollback or resume made void is done again."""
+    touched: Ranges = []
+    for event in history:
+        match event:
+            case events.Corrupted(repaired="healed", since=since, step=step) if [since + 1, step] not in touched:
+                touched.append([since + 1, step])
+            case events.RolledBack(to_step=back) | events.Resumed(from_step=back):
+                touched = [[first, min(last, back)] for first, last in touched if first <= back]
+    return touched
+
+
+def said(ranges: Ranges) -> str:
     return ", ".join(f"[{first}, {end})" for first, end in ranges)
 
 

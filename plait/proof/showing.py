@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from plait.proof.coverage import Proof, Recovery
+from plait.proof.coverage import Proof, Recovery, said
 from plait.proof.faults import Report as FaultReport
 from plait.proof.faults import Survived
 from plait.proof.layouts import Compared, Report, Tolerance, named
@@ -109,6 +109,10 @@ def coverage(proof: Proof) -> str:
         f"{len(proof.recoveries)} {_many('failure', len(proof.recoveries))}, {len(proof.skipped)} steps skipped as not finite",
         *(f"  {_recovery(recovery)}" for recovery in proof.recoveries),
     ]
+    if proof.left_out:
+        count = sum(end - first for first, end in proof.left_out)
+        lines.append(f"{count} samples of the run's order left out: {said(proof.left_out)}")
+    lines += [f"steps {first} to {last} may be touched by a replica that was corrupted" for first, last in proof.touched]
     if proof.ok:
         return "\n".join([*lines, "each sample of each committed step was used exactly once"])
     return "\n".join([*lines, f"{len(proof.wrong)} faults:", *(f"  {fault}" for fault in proof.wrong)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from plait.spec.augment import Augment
 from plait.spec.cache import Cache
@@ -40,6 +40,15 @@ class Tokenizer(Section):
         return self
 
 
+def _range(pair: list[int]) -> list[int]:
+    if pair[0] >= pair[1]:
+        raise ValueError(f"{pair} is [first, end), and nothing lies between")
+    return pair
+
+
+Samples = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2), AfterValidator(_range)]
+
+
 class Data(Section):
     """What it is computed on."""
 
@@ -58,6 +67,9 @@ class Data(Section):
     separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")
     split: Splits = Field(Splits(), description="what is held back")
     document_mask: bool = Field(False, description="attention does not cross the border of two documents")
+    skip: list[Samples] | None = Field(
+        None, description="[first, end) samples of the run's order that are left out, as `Spiked` tells them"
+    )
     workers: Positive | None = Field(None, description="processes that prepare; the cores when left out")
     broken: Literal["fail", "skip", "quarantine"] = Field(
         "fail", description="what becomes of input that cannot be used: an error, left out and counted, or laid aside in a file too"

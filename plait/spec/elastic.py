@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from plait.spec.duration import Duration
 from plait.spec.section import Positive, Section
 
 
@@ -58,6 +59,11 @@ class Elastic(Section):
     )
     hang_after: float = Field(
         120.0, gt=0, description="seconds without progress after which a worker is named and replaced; ten times as many for its first unit"
+    )
+
+    check_every: Duration | None = Field(
+        None,
+        description='replicas compare their state so often, and before each save; "100 steps" when left out, "0 steps" for never',
     )
 
     @model_validator(mode="after")

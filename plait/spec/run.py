@@ -73,6 +73,17 @@ class Run(Section):
     def _agreeable(self) -> Self:
         for agreement in self.sync.agreements:
             self._check_agreement(agreement)
+        spike = next((name for name in ("spike", "spike_norm") if getattr(self.train, name) is not None), None)
+        if spike and all(agreement.unit == "piece" for agreement in self.sync.agreements):
+            raise ValueError(
+                f'train.{spike} judges the loss of a global batch, and sync.update = "{self.sync.update}" has none that is computed '
+                f'from the same parameters; use update = "synchronous", or leave {spike} out'
+            )
+        if self.elastic.check_every is not None and all(agreement.strategy == "server" for agreement in self.sync.agreements):
+            raise ValueError(
+                'elastic.check_every compares the state of replicas, and sync.strategy = "server" keeps it once, on the servers; leave '
+                "check_every out"
+            )
         if self.sync.serves and self.train.micro_batch == "auto":
             raise ValueError(
                 'train.micro_batch = "auto" is for shares of a batch, and sync.strategy = "server" leases micro-batches; write a number'
@@ -184,6 +195,10 @@ _FREE = {
     "train.evaluate_every",
     "train.evaluate_sequences",
     "train.log_every",
+    "train.spike",
+    "train.spike_norm",
+    "train.spike_skips",
+    "train.spike_limit",
     "train.compile",
     "sync.bucket_mib",
     "sync.servers",

@@ -61,6 +61,15 @@ class Train(Section):
     compile: bool = Field(False, description="torch.compile, block by block")
     nonfinite_limit: Positive = Field(5, description="steps in a row with a loss or gradient that is not finite before the run rolls back")
 
+    spike: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="robust deviations above the running median at which a loss is a spike: the run returns to the last checkpoint and "
+        "leaves its data out; never when left out",
+    )
+    spike_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="the same of the norm of the gradient")
+    spike_skips: Positive = Field(2, description="global batches that are left out for a spike: its own, and those before it")
+    spike_limit: Positive = Field(3, description="spikes for which a run returns to the same checkpoint; one more ends it")
+
     @model_validator(mode="after")
     def _batches(self) -> Self:
         if isinstance(self.batch, list):

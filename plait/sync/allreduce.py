@@ -79,6 +79,9 @@ class AllReduce:
         replica.gradients.watch(None)
         return by_path(replica, self._reducer.residuals)
 
+    def alike(self, replica: Replica) -> State:
+        return replica.state()
+
     def state(self, replica: Replica) -> State:
         return self._by_replica.residuals(replica, self._reducer)
 

@@ -112,10 +112,7 @@ def hand_over(peers: Peers, work: Work, replica: Replica, more: State) -> Handin
     the first step, when all are as new. more: what a strategy keeps besides. Raises PeerLost where this one is new."""
     if not work.new or work.parts[0].step == 1:
         return None
-    assert peers.group is not None
-    place = {number: place for place, number in enumerate(work.peers)}
-    level = [place[number] for number in work.peers if number not in work.new]
-    handing = Handing(peers.group, peers.device, level, [place[number] for number in work.new])
+    handing = _among(peers, work)
     if peers.replica not in work.new:
         handing.send(replica.state() | more)
         return handing
@@ -123,6 +120,25 @@ def hand_over(peers: Peers, work: Work, replica: Replica, more: State) -> Handin
     handing.receive(state)
     replica.restore({name: value for name, value in state.items() if name not in more})
     return None
+
+
+def heal(peers: Peers, work: Work, replica: Replica, alike: State) -> None:
+    """What all are to hold alike goes to those that hold something else; what is a replica's own stays. Raises PeerLost."""
+    handing = _among(peers, work)
+    if peers.replica in work.new:
+        handing.receive(alike)
+        own = replica.state()
+        replica.restore(own | {name: value for name, value in alike.items() if name in own})
+    else:
+        handing.send(alike)
+        handing.wait()
+
+
+def _among(peers: Peers, work: Work) -> Handing:
+    assert peers.group is not None
+    place = {number: place for place, number in enumerate(work.peers)}
+    level = [place[number] for number in work.peers if number not in work.new]
+    return Handing(peers.group, peers.device, level, [place[number] for number in work.new])
 
 
 def _stripes(state: State) -> Iterator[tuple[Tensor, tuple[str, Any] | None]]:

@@ -131,6 +131,10 @@ class LocalSteps:
         self._outer, self._start, self._before = None, [], {}
         return {}
 
+    def alike(self, replica: Replica) -> State:
+        """The averages, and the outer step's momentum; each optimizer goes its own way."""
+        return {name: value for name, value in replica.state().items() if name.startswith("model.")} | self._outer_state(replica)
+
     def state(self, replica: Replica) -> State:
         return self._outer_state(replica) | self._by_replica.optimizers(replica) | self._by_replica.residuals(replica, self._reducer)
 

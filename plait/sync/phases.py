@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from plait.errors import PlaitError
-from plait.ledger.messages import Broken, Part, Verdict, Work
+from plait.ledger.messages import Broken, Part, Verdict, Vote, Work
+from plait.ledger.progress import progress
+from plait.replica.fingerprint import fingerprints
 from plait.replica.replica import Replica
+from plait.sync.handing import heal
 from plait.sync.peers import Peers
 from plait.sync.strategy import PeerLost, Report, State, Sync, Votes
 
@@ -37,6 +40,19 @@ class Phases:
             strategy.meet(verdict.servers)
         verdict = verdict if verdict.work is None else self._strategies[verdict.work.phase].join(verdict, replica)
         self._note(verdict)
+        return verdict
+
+    def compare(self, work: Work, replica: Replica, ledger: Votes) -> Verdict:
+        """Tell the ledger what this rank holds of what all hold alike, or hand it to those that hold something else."""
+        alike = self._now.alike(replica)
+        told: dict[str, str] = {}
+        if work.check == "heal":
+            heal(self._peers, work, replica, alike)
+        else:
+            progress("takes the fingerprint of its state")
+            told = fingerprints(alike, each=work.check == "each")
+        verdict = ledger.vote(Vote(work.unit, [], 0.0, fingerprints=told))
+        self._noted(verdict, replica)
         return verdict
 
     def begin(self, work: Work, replica: Replica) -> Verdict | None:

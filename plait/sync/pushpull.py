@@ -108,6 +108,10 @@ class PushPull:
         self._hang_up()
         return by_path(replica, self._feedback.residuals)
 
+    def alike(self, replica: Replica) -> State:
+        """Servers have the state, once; what is pulled lasts until the next pull."""
+        return {}
+
     def state(self, replica: Replica) -> State:
         return {}
 

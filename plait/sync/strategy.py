@@ -74,6 +74,9 @@ class Sync(Protocol):
     def leave(self, replica: Replica) -> State:
         """No longer. Parameters and optimizer state are the same on all replicas again. Returns gradients that are owed."""
 
+    def alike(self, replica: Replica) -> State:
+        """What all replicas hold alike between two units, to the last bit."""
+
     def state(self, replica: Replica) -> State:
         """What a checkpoint keeps besides the replica's own state, on the first replica; called on all at once."""
 

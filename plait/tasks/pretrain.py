@@ -215,7 +215,7 @@ class Start:
         self.run = run
         self.folder = folder
         self._prepared = prepared
-        batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
+        batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint, run.data.skip)
         self.plan: Plan = plan_of(run, prepared, batches, elastic)
         self._log_every = batches.steps_of(run.train.log_every)
         home = _second_home(run, folder, prepared)
@@ -226,7 +226,7 @@ class Start:
         history = journal.read(folder.journal)
         found = restore(folder.checkpoints, home, history)
         self._found, resume = found.told, found.checkpoint
-        self.position = manifest.about(resume)["position"] if resume else _void_history(history)
+        self.position = _position(resume, history)
         self.site = Site(run.resolved(), folder.path.resolve(), prepared.folder.resolve(), resume.resolve() if resume else None)
 
     @property
@@ -274,9 +274,14 @@ class Start:
         return _result(self.folder.path)
 
 
-def _void_history(history: list[events.Event]) -> dict[str, Any] | None:
-    """Steps that were journaled before any checkpoint stood are void, and the journal shall say so."""
-    return {"step": 0} if events.committed(history) else None
+def _position(resume: Path | None, history: Sequence[events.Event]) -> dict[str, Any] | None:
+    """Where the run goes on. What it has left out since the checkpoint stays out. Steps that were journaled before any checkpoint stood are
+    void, and the journal shall say so."""
+    spiked = [event for event in history if isinstance(event, events.Spiked)]
+    position: dict[str, Any] | None = manifest.about(resume)["position"] if resume else None
+    if position is None and (spiked or events.committed(history)):
+        position = {"step": 0}
+    return position if position is None or not spiked else {**position, "skipped": spiked[-1].skipped}
 
 
 def _result(folder: Path) -> Result:

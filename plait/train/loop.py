@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from plait.data.batches import Batches, MicroBatch, in_lane
+from plait.events import Ranges
 from plait.ledger.messages import Did, Part, Request, Verdict, Vote, Work
 from plait.ledger.progress import progress
 from plait.replica import device as devices
@@ -36,12 +37,15 @@ def train(
     duties.perform(verdict)
     while (work := verdict.work) is not None:
         clock.start()
-        if work.last:
+        if work.last or work.check == "each":  # what comes after it may lead back to the checkpoint that is being written
             duties.finish()
         try:
-            if (instead := sync.begin(work, replica)) is not None:
+            if work.check:
+                verdict = sync.compare(work, replica, ledger)
+            elif (instead := sync.begin(work, replica)) is not None:
                 verdict = instead
             else:
+                loader.leave_out(work.skipped)
                 done = [_learn(part, work, sync, replica, loader, ledger, rate, clock) for part in work.parts]
                 verdict = sync.settle(work, replica, ledger, _reporter(work, done, replica, clock, request))
                 clock.voted()
@@ -77,6 +81,10 @@ class Loader:
         self._batches = batches
         self._micro_batch = micro_batch
         self._lane = lane
+
+    def leave_out(self, skipped: Ranges) -> None:
+        """Samples of the run's order that its steps do not take."""
+        self._batches.leave_out(skipped)
 
     def divisor(self, part: Part) -> int:
         """Target tokens of the whole that the part belongs to, from the index alone."""

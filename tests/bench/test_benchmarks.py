@@ -58,6 +58,11 @@ def test_training_is_measured(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_fingerprints_are_measured(tmp_path: Path) -> None:
+    assert all(is_measured(figure) for figure in run("corruption", tmp_path))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="needs the extra [bench]")
 @pytest.mark.parametrize("name", ["against_transformers", "generate"])
 def test_transformers_is_measured(name: str, tmp_path: Path) -> None:

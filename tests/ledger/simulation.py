@@ -2,7 +2,8 @@
 
 Workers that agree together meet, hand over their state, compute, sum and vote as replicas do; the state is the list of steps that count.
 What one sends to another stays in order; everything else interleaves as a schedule chooses. Workers and servers may be killed: what they
-had sent may still arrive. Servers check what they are told; the run's coverage is checked from its journal.
+had sent may still arrive. Bits of what a worker holds may flip: sums that it takes part in then touch what all hold. Servers check what
+they are told; the run's coverage is checked from its journal.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from plait import events
+from plait.data.skipping import Skipped
 from plait.ledger.messages import (
     SERVING,
     Add,
@@ -31,6 +33,7 @@ from plait.ledger.messages import (
     Member,
     Message,
     Outbox,
+    Part,
     Received,
     Summed,
     Verdict,
@@ -53,6 +56,10 @@ class Worker:
     left: bool = False
     life: int = 0
     state: tuple[int, ...] | None = None
+    wrong: frozenset[str] = frozenset()
+    """what is not as it should be in its state"""
+    compared: bool = False
+    """since it was last told something"""
 
 
 @dataclass
@@ -74,13 +81,21 @@ class Server:
 
 
 class Simulation:
-    """`seed` chooses what happens next; kills: how many members die at most. uneven: speeds differ, and change."""
+    """`seed` chooses what happens next; kills: how many members die at most; flips: bits, at most. uneven: speeds differ, and change."""
 
-    def __init__(self, plan: Plan, seed: int, kills: int = 0, position: dict | None = None, uneven: bool = False) -> None:
+    def __init__(self, plan: Plan, seed: int, kills: int = 0, position: dict | None = None, uneven: bool = False, flips: int = 0) -> None:
         self.plan = plan
         self.chance = random.Random(seed)
         self.kills = kills
         self.uneven = uneven
+        self.flips = flips
+        self.flipped: list[int] = []
+        """committed steps at each flip"""
+        self.poison: set[int] = set()
+        """samples of the run's order"""
+        self.saved: dict[int, frozenset[str]] = {}
+        self.touched: dict[int, frozenset[str]] = {}
+        """by unit, what is wrong with its sum"""
         self.recorded: list[events.Event] = []
         self.positions: list[dict] = []
         self.ledger = Ledger(plan, self.recorded.append, lambda: 0.0, position)
@@ -115,6 +130,8 @@ class Simulation:
             if self.kills and self.chance.random() < 0.02:
                 self.kill()
                 continue
+            if self.flips and self.chance.random() < 0.01:
+                self.flip()
             sender, receiver = self.chance.choice(under_way)
             letter = self.mail[sender, receiver].popleft()
             self.receive(sender, receiver, letter)
@@ -171,6 +188,15 @@ class Simulation:
         self.lives[member] += 1  # what it had sent is lost with it, and what is for it too
         self.deliver(self.ledger.lose(member, "killed"))
 
+    def flip(self) -> None:
+        """Of a worker that has a state, and has not been found sound a moment ago: what is saved of it would be wrong, and nobody know."""
+        struck = [worker for worker in self.workers.values() if worker.state is not None and not worker.compared and not worker.left]
+        if struck and self.ledger.committed < self.plan.steps:
+            self.flips -= 1
+            worker = self.chance.choice(struck)
+            worker.wrong |= {f"flip {self.flips}"}
+            self.flipped.append(self.ledger.committed)
+
     # --- workers -----------------------------------------------------------------------------------------------------
 
     def hear(self, member: Member, sender: object, letter: object) -> None:
@@ -196,14 +222,20 @@ class Simulation:
             return
         if verdict.to_step is not None:
             worker.state = tuple(range(1, verdict.to_step + 1))
+            worker.wrong = self.saved.get(verdict.to_step, frozenset())
         elif verdict.decision == "commit":
             assert worker.state is not None
             worker.state = (*worker.state, *range(worker.state[-1] + 1 if worker.state else 1, verdict.step + 1))
             assert worker.state == tuple(range(1, verdict.step + 1)), "a step is missing, or applied twice"
+            worker.wrong |= self.touched.get(verdict.unit, frozenset())
 
     def together(self, member: Member, worker: Worker, work: Work) -> None:
         """A lease of a share, or of nothing."""
-        if work.peers:
+        if work.check in ("whole", "each"):
+            worker.work, worker.compared = None, True
+            told = {"state": f"{worker.state} {sorted(worker.wrong)}", "step": "1"}
+            self.post((member, worker.life), "ledger", Vote(work.unit, [], 0.1, fingerprints=told))
+        elif work.peers:
             self.post("itself", (member, worker.life), ("arrived", work.unit))
         else:
             self.vote(member, worker, work)
@@ -225,7 +257,7 @@ class Simulation:
         arrived.add((member, worker.life))
         everyone = {((replica, rank), self.lives[replica, rank]) for replica in work.peers for rank in range(self.plan.ranks)}
         if everyone <= arrived:
-            if work.parts and not self.plan.servers:
+            if (work.parts or work.new) and not self.plan.servers:
                 self.hand_over(work)
             for each in sorted(everyone):
                 self.post("itself", each, ("summed", unit))
@@ -233,16 +265,28 @@ class Simulation:
     def hand_over(self, work: Work) -> None:
         level = {worker.state for (replica, _), worker in self.workers.items() if replica in work.peers and replica not in work.new}
         assert len(level) == 1, "replicas that are level differ"
-        for (replica, _), worker in self.workers.items():
+        for (replica, rank), worker in self.workers.items():
             if replica in work.new:
-                worker.state = min(level)
+                source = self.chance.choice([replica for replica in work.peers if replica not in work.new])
+                worker.state, worker.wrong = min(level), self.workers[source, rank].wrong
+        if work.parts:
+            wrong = {each for (replica, _), worker in self.workers.items() if replica in work.peers for each in worker.wrong}
+            self.touched[work.unit] = frozenset({f"unit {work.unit}"} if wrong else ())
 
     def vote(self, member: Member, worker: Worker, work: Work) -> None:
         worker.work = None
         self.post((member, worker.life), "ledger", self.ballot(member, work))
 
+    def loss(self, part: Part, skipped: events.Ranges) -> float:
+        """One of each target, and much where a poisoned sample is among those that it is computed of."""
+        size = self.plan.size(part.step)
+        samples = Skipped(skipped).samples((part.step - 1) * size, part.step * size)
+        mine = {int(samples[place]) for first, end in part.ranges for place in range(first, end)}
+        mean = 1e6 if mine & self.poison else 1.0
+        return mean * self.plan.targets(part.step) * len(mine) / (size * self.plan.ranks)
+
     def ballot(self, member: Member, work: Work) -> Vote:
-        done = [Did(1.0, 1.0, 0.1) for _ in work.parts]
+        done = [Did(self.loss(part, work.skipped), 1.0, 0.1) for part in work.parts]
         if not self.uneven:
             return Vote(work.unit, done, 0.1)
         samples = sum(end - first for part in work.parts for first, end in part.ranges)
@@ -273,11 +317,13 @@ class Simulation:
         """Duties, then the next unit: pushes, and a vote."""
         verdict, worker.verdict = worker.verdict, None
         worker.work = verdict.work
+        worker.compared &= verdict.work is not None and verdict.work.check == "heal"
         if verdict.evaluate is not None:
             sequences = sum(end - first for first, end in verdict.evaluate)
             self.post((member, worker.life), "ledger", Measured(verdict.step, "validation", 1.0 * sequences, 0, sequences))
         if verdict.position is not None:
             self.positions.append(verdict.position)
+            self.saved[verdict.step] = worker.wrong
             self.post((member, worker.life), "ledger", Kept(verdict.step, "x", 1, 0.0, 0.0))
         work = verdict.work
         if work is None:

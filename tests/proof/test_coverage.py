@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,35 @@ def test_a_journal_that_is_not_one_is_refused_by_its_line(write: Write) -> None:
     (folder / "events.jsonl").write_text("{}\n")
     with pytest.raises(CheckpointError, match=r"events\.jsonl: a line is no event"):
         verify_run(folder)
+
+
+def taking(number: int, *samples: list[int]) -> events.Step:
+    return replace(step(number), samples=list(samples))
+
+
+def spiked(number: int, *skipped: list[int]) -> events.Spiked:
+    return events.Spiked(0.0, number, "loss", 9.0, 1.0, 2.0, list(skipped))
+
+
+def test_samples_that_are_left_out_are_told_and_each_other_one_was_used_once(write: Write) -> None:
+    history = [taking(1, [0, 8]), taking(2, [8, 16]), taking(3, [16, 24]), spiked(3, [8, 24]), events.RolledBack(0.0, 1, "spike")]
+    proof = verify_run(write(STARTED, *history, taking(2, [24, 32]), taking(3, [32, 40])))
+    assert proof.ok
+    assert proof.left_out == [[8, 24]]
+    assert "16 samples of the run's order left out: [8, 24)" in coverage(proof)
+
+
+def test_a_step_that_took_what_it_should_not_is_named(write: Write) -> None:
+    proof = verify_run(write(STARTED, taking(1, [0, 8]), spiked(2, [8, 16]), events.RolledBack(0.0, 1, "spike"), taking(2, [8, 16])))
+    assert proof.wrong == ["step 2: samples [8, 16) of the run were used, and [16, 24) were to be"]
+    named = verify_run(write(STARTED, taking(1, [0, 2], [4, 10]), data__skip=[[2, 4]]))
+    assert named.ok
+    assert named.left_out == [[2, 4]]
+
+
+def test_steps_that_corruption_touched_are_told_until_they_are_done_again(write: Write) -> None:
+    healed = events.Corrupted(0.0, 3, 1, 0, "host", ["model.x"], 1, "healed")
+    history = [step(1), step(2), step(3), healed]
+    assert "steps 2 to 3 may be touched by a replica that was corrupted" in coverage(verify_run(write(STARTED, *history)))
+    assert verify_run(write(STARTED, *history, events.Resumed(0.0, 2), step(3))).touched == [[2, 2]]
+    assert verify_run(write(STARTED, *history, events.RolledBack(0.0, 1, "x"), step(2))).touched == []
