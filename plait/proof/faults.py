@@ -78,8 +78,14 @@ def verify_faults(
     """
     check_one_curve(run)
     proven = for_proof(run.model_copy(update={"sync": spec.Sync()}), steps)
-    sections = {"sync": run.resolved()["sync"], "elastic": {"hang_after": HANG_AFTER}, "checkpoint": {"every": "3 steps"}}
-    layout = run.resolved()["layout"]
+    own = run.resolved()
+    sections = {
+        "sync": own["sync"],
+        "balance": own["balance"],
+        "elastic": {"hang_after": HANG_AFTER},
+        "checkpoint": {"every": "3 steps"},
+    }
+    layout = own["layout"]
     with tempfile.TemporaryDirectory(prefix="plait-proof-") as folder, ExitStack() as stack:
         prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery()))
         survived = []

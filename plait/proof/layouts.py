@@ -236,10 +236,10 @@ def for_proof(run: spec.Run, steps: int) -> spec.Run:
 
 def _changed(run: spec.Run, changes: dict[str, dict[str, Any]]) -> spec.Run:
     table = run.resolved()
-    for section, settings in changes.items():
-        table[section] = {**table.get(section, {}), **settings} if section != "layout" else settings
     if "layout" in changes:
         table.pop("balance", None)
+    for section, settings in changes.items():
+        table[section] = {**table.get(section, {}), **settings} if section != "layout" else settings
     return spec.parse(table)
 
 

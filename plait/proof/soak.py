@@ -78,6 +78,7 @@ def soak(
     proven = for_proof(run.model_copy(update={"sync": spec.Sync()}), kills * (APART + 2))
     sections = {
         "sync": run.resolved()["sync"],
+        "balance": run.resolved()["balance"],
         "elastic": {"hang_after": _HANG_AFTER},
         "checkpoint": {"every": f"{_EVERY} steps"},
     }

@@ -26,7 +26,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failures_are_compared_with_the_undisturbed_curve(corpus: Path, prepared: Path, nursery: Nursery, few: None) -> None:
-    report = verify_faults(tiny(corpus, prepared, layout__replicas=3, model__dropout=0.1), 6, nursery=nursery)
+    """Under the run's own balance."""
+    settings = {"layout__replicas": 3, "balance__policy": "dynamic", "model__dropout": 0.1}
+    report = verify_faults(tiny(corpus, prepared, **settings), 6, nursery=nursery)
     assert report.ok
     death, error = report.survived
     assert (death.lost, error.lost) == ([(0, 0)], [(1, 0)])
