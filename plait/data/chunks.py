@@ -22,6 +22,8 @@ class Taken:
     record: np.void
     fields: dict[str, Any]
     read: int
+    ids: np.ndarray | None = None
+    """Of a document that comes as tokens, without text."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Chunk:
     records: np.ndarray = field(default_factory=lambda: records.blank(0))
     fields: list[dict[str, Any]] = field(default_factory=list)
     numbers: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    ids: list[np.ndarray] | None = None
+    """The documents' tokens, where they come as tokens; they have no texts then."""
 
 
 def cut(documents: Iterable[Taken], corpus_bytes: int, numeric: list[str]) -> Iterator[Chunk]:
@@ -46,19 +50,25 @@ def cut(documents: Iterable[Taken], corpus_bytes: int, numeric: list[str]) -> It
     held: list[Taken] = []
     number, characters = 0, 0
     for each in documents:
-        if held and (characters >= size or each.source != held[0].source):
+        if held and (characters >= size or _kind(each) != _kind(held[0])):
             yield _chunk(number, held, each.read, numeric)
             number, characters, held = number + 1, 0, []
         held.append(each)
-        characters += len(each.text)
+        characters += len(each.text) if each.ids is None else 4 * len(each.ids)
     if held:
         yield _chunk(number, held, held[-1].read, numeric)
+
+
+def _kind(each: Taken) -> tuple[int, bool]:
+    """Of one source, and all texts or all tokens, a chunk is."""
+    return each.source, each.ids is None
 
 
 def _chunk(number: int, held: list[Taken], read: int, numeric: list[str]) -> Chunk:
     rows = np.array([each.record for each in held], dtype=records.RECORD)
     fields = [each.fields for each in held]
-    return Chunk(number, held[0].source, [each.text for each in held], read, rows, fields, numbers_of(fields, numeric))
+    ids = None if held[0].ids is None else [each.ids for each in held if each.ids is not None]
+    return Chunk(number, held[0].source, [each.text for each in held], read, rows, fields, numbers_of(fields, numeric), ids)
 
 
 def numbers_of(fields: list[dict[str, Any]], numeric: list[str]) -> np.ndarray:

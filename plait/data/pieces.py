@@ -35,20 +35,27 @@ def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer) -> Done:
     """Tokenise a chunk into its piece; its records learn how many tokens each document has. Raises OSError."""
     dtype = token_dtype(tokenizer.vocabulary)
     end = np.array([tokenizer.end_of_text], dtype=dtype)
-    encoded = tokenizer.encode(chunk.texts)
+    encoded = tokenizer.encode(chunk.texts) if chunk.ids is None else chunk.ids
+    sizes = [len(text.encode()) for text in chunk.texts] if chunk.ids is None else _bytes_of(chunk.ids, tokenizer)
     rows = chunk.records.copy()
     kept = np.flatnonzero(rows["reason"] == records.KEPT)
     rows["tokens"][kept] = [len(each) + 1 for each in encoded]
-    arrays: dict[str, Any] = {"about": np.array([len(chunk.texts), sum(map(len, encoded)) + len(encoded)]), "records": rows}
+    arrays: dict[str, Any] = {"about": np.array([len(encoded), sum(map(len, encoded)) + len(encoded)]), "records": rows}
     for home, split in enumerate(tokens.SPLITS):
         mine = np.flatnonzero(rows["split"][kept] == home).tolist()
         arrays[split] = np.concatenate([end[:0], *(part for index in mine for part in (end, encoded[index].astype(dtype)))])
         arrays[f"{split}_lengths"] = np.array([len(encoded[index]) + 1 for index in mine], dtype=np.int64)
-        arrays[f"{split}_bytes"] = np.array(sum(len(chunk.texts[index].encode()) for index in mine))
+        arrays[f"{split}_bytes"] = np.array(sum(sizes[index] for index in mine))
         arrays[f"{split}_numbers"] = chunk.numbers[mine]
     with durable.writing(path_of(folder, chunk.number)) as file:
         np.savez(file, **arrays)
     return Done(*map(int, arrays["about"]))
+
+
+def _bytes_of(documents: list[np.ndarray], tokenizer: Tokenizer) -> list[int]:
+    """Bytes of text that tokens stand for."""
+    sizes = np.array([len(piece) for piece in tokenizer.pieces()])
+    return [int(sizes[ids].sum()) for ids in documents]
 
 
 def done(folder: Path, number: int) -> Done | None:

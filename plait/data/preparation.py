@@ -24,12 +24,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from plait import __version__, spec
-from plait.data import broken, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens, vocabulary
+from plait.data import binary, broken, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens, vocabulary
 from plait.data.broken import Aside
 from plait.data.chunks import Chunk, Taken
 from plait.data.cleaning import cleaner, study
 from plait.data.progress import Listener, Progress, Stage
-from plait.data.sources import Document, Source
+from plait.data.sources import Document, Source, SourceFile
+from plait.data.tokenizer import Tokenizer
 from plait.data.worker import Workers
 from plait.errors import DataError
 from plait.store import durable
@@ -52,6 +53,7 @@ class Preparation:
         self._total = sources.size(found)
         self._documents = 0
         self._tokens = 0
+        self._loaded: Tokenizer | None = None
 
     def run(self, unchanged: Callable[[], bool]) -> None:
         """unchanged: whether the sources are what the folder's name says, asked once they have been read. Raises DataError."""
@@ -90,17 +92,48 @@ class Preparation:
 
         for index, source in enumerate(self._sources):
             for file in source.files:
-                for document in sources.documents(file, self._data, on_read, aside):
-                    yield self._taken(index, number, document, read)
+                if file.format == "bin":
+                    yield from self._of_tokens(index, number, file, read, aside)
+                    read += file.path.stat().st_size
+                else:
+                    for document in sources.documents(file, self._data, on_read, aside):
+                        yield self._taken(index, number, document, read, file.split)
                 number += 1
 
-    def _taken(self, source: int, file: int, document: Document, read: int) -> Taken:
+    def _of_tokens(self, source: int, number: int, file: SourceFile, read: int, aside: Aside) -> Iterator[Taken]:
+        """The documents of a file that another program has tokenised."""
+        engine = self._engine()
+        size = engine.vocabulary
+        for document in binary.documents(file.path, engine.end_of_text, size):
+            if isinstance(document, broken.Unusable):
+                aside(document)
+                continue
+            record = records.blank(1)[0]
+            identity = records.identity_of(document.ids.tobytes())
+            record["id"], record["place"], record["file"], record["source"] = identity, document.place, number, source
+            record["split"] = self._split(identity, source, {}, file.split)
+            yield Taken(source, "", record, {}, read, document.ids)
+
+    def _engine(self) -> Tokenizer:
+        assert self._data.tokenizer.file is not None
+        if self._loaded is None:
+            self._loaded = tokenizer.load(Path(self._data.tokenizer.file), self._data.tokenizer.pattern)
+        return self._loaded
+
+    def _split(self, content: int, source: int, fields: dict[str, Any], told: str | None) -> int:
+        if told is not None:
+            return splits.SPLITS.index(told)
+        if self._data.studied and self._data.split.by is None:
+            return splits.UNTOLD
+        return splits.of(content, self._sources[source].name, fields, self._data.split)
+
+    def _taken(self, source: int, file: int, document: Document, read: int, told: str | None) -> Taken:
         record = records.blank(1)[0]
         identity = records.identity(document.text)
         length = len(document.text)
         record["id"], record["place"], record["file"], record["source"] = identity, document.place, file, source
         record["before"] = record["after"] = length
-        record["split"] = splits.of(identity, self._sources[source].name, document.fields, self._data.split)
+        record["split"] = self._split(identity, source, document.fields, told)
         return Taken(source, document.text, record, document.fields, read)
 
     def _accounted(self) -> _Accounted:
@@ -254,12 +287,18 @@ class Preparation:
         self._in_parallel(
             self._chunks(),
             lambda chunk: pieces.path_of(self._pieces, chunk.number).exists(),
-            lambda chunk: workers.write(self._pieces, chunk, stored, pattern),
+            lambda chunk: workers.write(self._pieces, chunk, stored, pattern) if chunk.ids is None else self._written(chunk),
             settle,
         )
         if not self._documents:
             raise self._empty()
         return numbers
+
+    def _written(self, chunk: Chunk) -> Future[pieces.Done]:
+        """A piece of tokens, which need no worker."""
+        future: Future[pieces.Done] = Future()
+        future.set_result(pieces.write(self._pieces, chunk, self._engine()))
+        return future
 
     def _empty(self) -> DataError:
         paths = [str(path) for path in sources.paths(self._sources)]

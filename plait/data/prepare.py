@@ -107,6 +107,11 @@ def _besides(data: spec.Data, found: list[Source], hashes: Hashes) -> list[Any]:
     settings |= {"broken": None if data.broken == "fail" else data.broken, "clean": data.clean and data.clean.model_dump()}
     if data.clean is not None and data.clean.against:
         settings["against"] = sorted(hashes.of([file.path for file in sources.files(data.clean.against)]).values())
+    if any(file.split for file in sources.every_file(found)):
+        settings["told"] = [file.split for file in sources.every_file(found)]
+    indices = [file.path.with_suffix(".idx") for file in sources.every_file(found) if file.format == "bin"]
+    if indices := [path for path in indices if path.exists()]:
+        settings["indices"] = list(hashes.of(indices).values())
     if data.split.by == SOURCE:
         settings["names"] = [source.name for source in found]
     asked = {name: setting for name, setting in settings.items() if setting}

@@ -66,7 +66,11 @@ class Lineage(pydantic.BaseModel):
 
 def identity(text: str) -> int:
     """64 bits that name a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return identity_of(text.encode())
+
+
+def identity_of(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def blank(count: int) -> np.ndarray:

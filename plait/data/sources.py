@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from plait.data import streams
 from plait.data.broken import Unusable, refuse
 from plait.errors import DataError
 
-Format = Literal["text", "jsonl", "parquet"]
-_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+Format = Literal["text", "jsonl", "parquet", "bin"]
+_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".bin": "bin"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class SourceFile:
 
     path: Path
     format: Format
+    split: str | None = None
+    """Where its documents go, of a token file that is made for one split."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,26 @@ def resolve(data: spec.Data) -> list[Source]:
     found = [Source("corpus", 1.0, _files(plain, None))] if plain else []
     for entry in data.corpus:
         if isinstance(entry, spec.Source):
-            found.append(Source(entry.name or entry.path, entry.weight, _files([entry.path], entry.format)))
+            files_ = [replace(file, split=entry.split) for file in _files([entry.path], entry.format)]
+            found.append(Source(entry.name or entry.path, entry.weight, files_))
+    _check_binary(found, data)
     names = [source.name for source in found]
     if len(set(names)) < len(names):
         raise DataError(f"data.corpus: two sources bear one name ({', '.join(names)}); give each its own `name`")
     return found
+
+
+def _check_binary(found: list[Source], data: spec.Data) -> None:
+    """What token files cannot be asked for."""
+    file = next((file for file in every_file(found) if file.format == "bin"), None)
+    if file is None:
+        return
+    fields = next(iter(data.needed_fields), None)
+    asked = "data.clean" if data.clean else "data.split.together" if data.split.together else fields
+    if asked is not None:
+        raise DataError(f"{file.path}: holds tokens, and {asked} is for text; leave it out, or name the text that they were made from")
+    if data.tokenizer.file is None:
+        raise DataError(f"{file.path}: holds tokens, which mean something to the tokenizer alone that made them; set data.tokenizer.file")
 
 
 def every_file(found: list[Source]) -> list[SourceFile]:

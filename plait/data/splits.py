@@ -20,6 +20,8 @@ from plait.spec.split import SOURCE
 
 SPLITS = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST = range(3)
+UNTOLD = -1
+"""Of a document that is compared with others first."""
 
 
 def of(content: int, source: str, fields: dict[str, Any], splits: spec.Splits) -> int:

@@ -216,12 +216,21 @@ class Prepared:
             raise ValueError("the weights of sources stand in the run file: Prepared.open(folder, run.data).split(...)")
         self._check_split(name, sequence)
         kept.ensure(self._data, self.folder)
-        weights = dict(enumerate(weights_of(self._data)))
+        weights = dict(enumerate(self._weights()))
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
         return Split(
             name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking(), self._augmentation(name)
         )
+
+    def _weights(self) -> list[float]:
+        """By which sources are drawn: weight * tokens^(1/temperature), of the training split, to a thousandth of the whole."""
+        assert self._data is not None
+        weights, heat = weights_of(self._data), self._data.temperature
+        if heat is None:
+            return weights
+        sizes = [weight * part.tokens ** (1 / heat) for weight, part in zip(weights, self._manifest.splits["train"], strict=True)]
+        return [max(0.001, round(size / sum(sizes), 3)) for size in sizes]
 
     def _augmentation(self, split: str) -> Augmentation | None:
         assert self._data is not None

@@ -21,7 +21,10 @@ class Source(Section):
     path: Place = Field(description="a path or a glob")
     name: str | None = Field(None, description="what it is called; its path when left out")
     weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
-    format: Literal["text", "jsonl", "parquet"] | None = Field(None, description="told by the file's name when left out")
+    format: Literal["text", "jsonl", "parquet", "bin"] | None = Field(
+        None, description="bin is tokens; told by the file's name when left out"
+    )
+    split: Literal["train", "validation", "test"] | None = Field(None, description="where all of it goes; told by data.split when left out")
 
 
 class Tokenizer(Section):
@@ -80,6 +83,11 @@ class Data(Section):
     )
     clean: Clean | None = Field(None, description="how raw text is cleaned; as it is when left out")
 
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        description="sources are drawn by weight * tokens^(1/temperature): 1 is by size, more is evener; weights alone when left out",
+    )
     augment: Augment = Field(Augment(), description="what is changed at random in training samples; nothing when left out")
 
     @property

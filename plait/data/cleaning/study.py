@@ -163,19 +163,20 @@ def _signatures(folder: Path, numbers: list[int]) -> Iterator[Callable[[np.ndarr
 
 def _tell_splits(rows: np.ndarray, content: np.ndarray, passed: np.ndarray, folder: Path, numbers: list[int], data: spec.Data) -> None:
     """The split of each document that stays, by the rules of splits.py."""
-    left = passed[rows["reason"][passed] == records.KEPT]
+    kept = passed[rows["reason"][passed] == records.KEPT]
+    left = kept[rows["split"][kept] == splits.UNTOLD]  # a field or a source has told the others
     told = data.split
     firsts = np.arange(len(rows))
     if told.together is not None:
         firsts = _similar(left, np.zeros(len(rows), np.int64), folder, numbers, told.together, data).firsts()
+    heads = left[firsts[left] == left]
     if told.stratify is not None:
         labels = np.concatenate([np.zeros(0, np.uint64), *_each(folder, numbers, "labels")])
-        heads = left[firsts[left] == left]
         rows["split"][heads] = splits.stratified(content[heads], labels[heads], told)
-        rows["split"][left] = rows["split"][firsts[left]]
-    elif told.by is None:
-        rows["split"][left] = [splits.by_hash(int(value), told) for value in content[firsts[left]]]
-    # a split that a field tells is told already, where the fields were read
+    else:
+        rows["split"][heads] = [splits.by_hash(int(value), told) for value in content[heads]]
+    rows["split"][left] = rows["split"][firsts[left]]
+    rows["split"][rows["split"] == splits.UNTOLD] = splits.TRAIN  # of what is dropped it means nothing
 
 
 def _each(folder: Path, numbers: list[int], name: str) -> Iterator[np.ndarray]:
