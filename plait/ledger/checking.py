@@ -47,15 +47,14 @@ class Checks:
         """Replicas are alike after a step."""
         self.alike, self._differed = step, 0
 
-    def found(self, finding: Finding, step: int, kept: int) -> bool:
-        """They are not. kept: the step of the newest checkpoint. Returns whether the others' state is taken over; if not, all return to the
-        checkpoint.
+    def found(self, finding: Finding, step: int, can_heal: bool) -> bool:
+        """They are not. can_heal: there is no checkpoint to return to. Returns whether the others' state is taken over; if not, all return.
 
         Whatever differs has been in sums since, so that all have been touched: only a checkpoint gives the true curve back. Each was
         compared before it was saved. Without one the beginning serves, unless steps that were good would be lost by it.
         """
         self._differed += 1
-        heals = bool(finding.sound) and not kept and self.alike > 0
+        heals = bool(finding.sound) and can_heal and self.alike > 0
         repaired = "healed" if heals else "rolled back"
         for (replica, rank), differs in finding.odd.items() if finding.sound else ():
             host, _ = self._places.get((replica, rank), ("", 0))

@@ -43,7 +43,7 @@ class Spikes:
 
     def __init__(self, rules: SpikeRules) -> None:
         self.rules = rules
-        self.found: Spike | None = None
+        self.found: Spike | None
         self._limits = {what: limit for what, limit in (("loss", rules.loss), ("grad_norm", rules.grad_norm)) if limit is not None}
         self._returned = (0, 0)
         """to which checkpoint, how often"""
@@ -51,6 +51,7 @@ class Spikes:
 
     def take(self, position: dict[str, Any]) -> None:
         """Be where a checkpoint was."""
+        self.found = None
         self._recent: dict[str, deque[float]] = {what: deque(position.get(what, []), WINDOW) for what in self._limits}
 
     def position(self) -> dict[str, list[float]]:

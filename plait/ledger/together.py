@@ -269,8 +269,11 @@ class Together:
         return self._go_on() if (finding := compare(self._fingerprints)) is None else self._repair(finding)
 
     def _go_on(self) -> Outbox:
-        """What is due after a unit, and the next one."""
+        """What is due after a unit, and the next one; or what a spike leads to, for which nobody is to blame but the data."""
         books = self._books
+        if books.spikes.found is not None:
+            books.roll_back_judged(books.committed)
+            return self._return()
         books.checks.passed(books.committed)
         due, self._unchecked = self._unchecked or Due(), None
         evaluation = self._deal_evaluation()
@@ -282,7 +285,8 @@ class Together:
     def _repair(self, finding: Finding) -> Outbox:
         """The odd ones take the others' state over, or all return to a checkpoint."""
         books = self._books
-        heals = books.checks.found(finding, books.committed, books.kept["step"])
+        spiked = books.spikes.taken() is not None  # the step was recorded, and not applied
+        heals = books.checks.found(finding, books.committed, can_heal=not spiked and not books.kept["step"])
         if books.checks.failure:
             books.failure = books.checks.failure
             return [(member, Closed(books.failure)) for member in self._plan.members]
@@ -290,10 +294,14 @@ class Together:
             self._unsound = self.present.difference(finding.sound)
             lease = self._call(self.group, self._healed, check="heal", peers=self.group, new=sorted(self._unsound))
             return self._answer_parked(lambda _: lease)
-        self._unchecked, self.to_measure = None, []
         books.roll_back(f"replicas differed after step {books.committed}, and were alike after step {books.checks.alike}", {})
+        return self._return()
+
+    def _return(self) -> Outbox:
+        """All go to where the books are now."""
+        self._unchecked, self.to_measure = None, []
         following, besides = self._turn()
-        return [*self._answer_parked(following.get, to_step=books.committed), *besides]
+        return [*self._answer_parked(following.get, to_step=self._books.committed), *besides]
 
     def _healed(self) -> Outbox:
         """They are compared once more."""
@@ -371,12 +379,20 @@ class Together:
         self._observe()
         last = books.committed
         decision: Decision = "rollback" if "rollback" in decisions else self._of_unit(decisions[-1])
-        if decision == "rollback":
-            books.roll_back_judged(last)
         due |= Due(check=bool(self._plan.check_every and self.newcomers))
         self.present = set(self.group)
         self._breaks = 0
+        if decision == "rollback" and self._may_be_corrupted:
+            decision, due = "skip", Due(check=True)
+        elif decision == "rollback":
+            books.roll_back_judged(last)
         return self._tell(unit, last, decision, norms[-1], told[-1][1], due)
+
+    @property
+    def _may_be_corrupted(self) -> bool:
+        """A spike may be the doing of a replica that went wrong: they are compared before data is blamed, but for amid a round."""
+        compares = self._plan.check_every is not None and len(self.group) > 1 and self._books.agreement.unit == "step"
+        return compares and self._books.spikes.found is not None
 
     def _tell(self, unit: int, step: int, decision: Decision, grad_norm: float, told: list[Told], due: Due) -> Outbox:
         """The verdict of a unit for all, with what is due and the next leases."""

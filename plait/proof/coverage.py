@@ -50,6 +50,8 @@ class Proof:
     resumed: int
     recoveries: list[Recovery]
     skipped: list[int]
+    corrupted: int
+    """times that replicas were not alike"""
     touched: Ranges
     """[first, last] steps that a replica which was corrupted may have touched, and that were not done again"""
     left_out: Ranges
@@ -84,6 +86,7 @@ def verify_run(folder: Path) -> Proof:
         resumed=sum(isinstance(event, events.Resumed) for event in history),
         recoveries=list(_recoveries(history)),
         skipped=[step.step for step in steps if step.skipped],
+        corrupted=len({event.step for event in history if isinstance(event, events.Corrupted)}),
         touched=_touched(history),
         left_out=left_out,
         wrong=[*_order(steps), *(fault for step in steps for fault in _faults(step, size(step.step), samples(step.step)))],

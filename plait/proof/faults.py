@@ -25,6 +25,7 @@ from plait.proof.layouts import Compared, Prover, Tolerance, for_proof
 from plait.tasks.pretrain import prepare
 
 STEPS = 12
+CHECK_EVERY = "2 steps"
 HANG_AFTER = 4.0
 """Seconds: short, so that a proof is."""
 _OF_UNIT: tuple[Point, ...] = ("computing", "reducing", "reduced", "voted", "applying", "applied")
@@ -42,17 +43,18 @@ class Scenario:
 @dataclass(frozen=True)
 class Survived:
     """compared: with the reference. lost: (replica, rank) by the journal. seconds: the longest from a failure to the next commit. wrong:
-    what the journal does not prove."""
+    what the journal does not prove. corrupted: times that replicas were found not to be alike."""
 
     what: str
     compared: Compared
     lost: list[tuple[int, int]]
     seconds: float | None
     wrong: list[str]
+    corrupted: int = 0
 
     @property
     def ok(self) -> bool:
-        return self.compared.ok and bool(self.lost) and not self.wrong
+        return self.compared.ok and bool(self.lost or self.corrupted) and not self.wrong
 
 
 @dataclass(frozen=True)
@@ -79,12 +81,8 @@ def verify_faults(
     check_one_curve(run)
     proven = for_proof(run.model_copy(update={"sync": spec.Sync()}), steps)
     own = run.resolved()
-    sections = {
-        "sync": own["sync"],
-        "balance": own["balance"],
-        "elastic": {"hang_after": HANG_AFTER},
-        "checkpoint": {"every": "3 steps"},
-    }
+    elastic: dict[str, Any] = {"hang_after": HANG_AFTER} | ({} if run.sync.serves else {"check_every": CHECK_EVERY})
+    sections = {"sync": own["sync"], "balance": own["balance"], "elastic": elastic, "checkpoint": {"every": "3 steps"}}
     layout = own["layout"]
     with tempfile.TemporaryDirectory(prefix="plait-proof-") as folder, ExitStack() as stack:
         prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery()))
@@ -110,7 +108,8 @@ def check_one_curve(run: spec.Run) -> None:
 
 
 def scenarios(run: spec.Run, steps: int) -> Iterator[Scenario]:
-    """Deaths at each point, of the first replica and of its last rank; two and all at once; amid a save and a join; a hang, an error."""
+    """Deaths at each point, of the first replica and of its last rank; two and all at once; amid a save and a join; a hang, a bit that
+    flips, an error."""
     last, others = run.layout.ranks - 1, run.layout.replicas > 1
     at = max(2, steps // 2)
     served = run.sync.serves
@@ -124,6 +123,8 @@ def scenarios(run: spec.Run, steps: int) -> Iterator[Scenario]:
         yield Scenario("kill -9 of two at once", everyone[:2])
     yield Scenario("kill -9 of all at once", everyone)
     yield Scenario("a hang", [Fault("computing", at, 0, action="hang")])
+    if others and not served:
+        yield Scenario("a bit of a parameter flips", [Fault("applied", at, 1, last, action="flip")])
     yield Scenario("an error", [Fault("computing", at, 0, action="raise")])
 
 
@@ -133,8 +134,8 @@ def _judged(scenario: Scenario, compared: Compared, folder: Path) -> Survived:
     proof = verify_run(folder)
     lost = [member for recovery in proof.recoveries for member in recovery.lost]
     seconds = [recovery.seconds for recovery in proof.recoveries if recovery.seconds is not None]
-    wrong = proof.wrong if lost else ["nothing failed: the run was over before"]
-    return Survived(scenario.what, compared, lost, max(seconds, default=None), wrong)
+    wrong = proof.wrong if lost or proof.corrupted else ["nothing failed: the run was over before"]
+    return Survived(scenario.what, compared, lost, max(seconds, default=None), wrong, proof.corrupted)
 
 
 assert {*_OF_UNIT, *_SERVED} <= set(get_args(Point))

@@ -82,6 +82,7 @@ class Duties:
             self._checkpoints.save(verdict.step, self._replica.state() | state, {**self._about, "position": verdict.position})
 
     def _roll_back(self, step: int) -> None:
+        progress(f"returns to step {step}")
         if self._checkpoints is not None:
             self._checkpoints.wait()
         if step:

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from plait.errors import CheckpointError
+from plait.ledger.progress import progress
 from plait.replica.placed import Placed
 from plait.train import manifest, tensorfile
 from plait.train.manifest import Chunk, Manifest, Piece, TensorEntry
@@ -197,6 +198,7 @@ class PieceReader(StorageReader):
         for file, items in sorted(by_file.items()):
             with safe_open(self._path / file, framework="pt") as piece:
                 for item in items:
+                    progress(f"reads {self._chunks[item.storage_index].key}")
                     box = piece.get_tensor(self._chunks[item.storage_index].key)
                     _copy(box, item, planner)
         done: Future[None] = Future()

@@ -10,10 +10,12 @@ from hypothesis import strategies as some
 
 from plait import events
 from plait.data.skipping import Skipped
+from plait.ledger.messages import Did, Verdict, Vote
 from plait.ledger.plan import Agreement, Plan, SpikeRules
 from plait.ledger.spikes import LEAST, WINDOW, Spikes
 from tests.ledger.simulation import Simulation, coverage
 from tests.ledger.test_serving import UPDATES
+from tests.ledger.test_state import House
 from tests.ledger.test_together import SIZE, STEPS, UNITS, elastic
 
 USUAL = {"step": 0, "spikes": {"loss": [1.0] * LEAST}}
@@ -84,14 +86,24 @@ def test_norms_are_judged_by_their_own_bound() -> None:
     some.integers(1, 3),
     some.integers(0, 3),
     some.sampled_from([None, 2]),
+    some.sampled_from([None, 3]),
     some.integers(0, 10**9),
 )
 def test_poisoned_samples_are_left_out_and_all_others_used_once(
-    unit: str, replicas: int, ranks: int, poison: set[int], skips: int, kills: int, save_every: int | None, seed: int
+    unit: str,
+    replicas: int,
+    ranks: int,
+    poison: set[int],
+    skips: int,
+    kills: int,
+    save_every: int | None,
+    check_every: int | None,
+    seed: int,
 ) -> None:
     order, agreement = Order(), UNITS.get(unit) or UPDATES[unit]
     servers = 1 if unit == "synchronous" else 0
-    plan = spiking(order, agreement, SpikeRules(5.0, None, skips), replicas=replicas, ranks=ranks, servers=servers, save_every=save_every)
+    changes = {"replicas": replicas, "ranks": ranks, "servers": servers, "save_every": save_every, "check_every": check_every}
+    plan = spiking(order, agreement, SpikeRules(5.0, None, skips), **changes)
     simulation = Simulation(plan, seed, kills, USUAL)
     simulation.poison = poison
     simulation.run()
@@ -120,6 +132,28 @@ def test_a_ledger_that_goes_on_leaves_out_what_the_one_before_did() -> None:
     again.run()
     both = [events.committed(simulation.recorded) for simulation in (first, again)]
     assert [step.samples for step in both[1]] == [step.samples for step in both[0] if step.step > 5]
+
+
+@pytest.mark.parametrize("corrupted", [False, True])
+def test_before_data_is_blamed_replicas_are_compared(corrupted: bool) -> None:
+    order = Order()
+    house = House(spiking(order, UNITS["allreduce"], SpikeRules(5.0), replicas=3, save_every=None, check_every=100), USUAL)
+    work = house.join()
+    for member, lease in work.items():
+        house.say(member, Vote(lease.unit, [Did(1e6, 1.0, 0.1)], 0.5))
+    verdicts = {member: house.take(member, Verdict) for member in work}
+    assert {verdict.decision for verdict in verdicts.values()} == {"skip"}
+    for check in ("whole", "each") if corrupted else ("whole",):
+        assert {verdict.work.check for verdict in verdicts.values()} == {check}
+        for member, verdict in verdicts.items():
+            odd = corrupted and member == (1, 0)
+            house.say(member, Vote(verdict.work.unit, [], 0.0, fingerprints={"x": "odd" if odd else "even"}))
+        verdicts = {member: house.take(member, Verdict) for member in work}
+    assert {(verdict.decision, verdict.to_step) for verdict in verdicts.values()} == {("rollback", 0)}
+    assert order.skipped == ([] if corrupted else [[0, SIZE]])
+    assert len(house.of(events.Corrupted)) == corrupted
+    assert len(house.of(events.Spiked)) == (not corrupted)
+    assert len(house.of(events.RolledBack)) == 1
 
 
 def test_too_many_spikes_after_one_checkpoint_end_the_run() -> None:

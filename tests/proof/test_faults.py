@@ -37,6 +37,16 @@ def test_failures_are_compared_with_the_undisturbed_curve(corpus: Path, prepared
     json.dumps(report.as_dict())
 
 
+@pytest.mark.slow
+def test_a_flipped_bit_is_survived_too(corpus: Path, prepared: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny(corpus, prepared, layout__replicas=3, model__dropout=0.1)
+    chosen = [scenario for scenario in scenarios(run, 8) if "flips" in scenario.what]
+    monkeypatch.setattr(proof, "scenarios", lambda run, steps: chosen)
+    (flipped,) = verify_faults(run, 8, nursery=nursery).survived
+    assert flipped.ok
+    assert flipped.corrupted == 1
+
+
 def test_the_command_exits_3_where_a_failure_is_not_survived(
     corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
 ) -> None:
