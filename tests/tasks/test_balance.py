@@ -77,10 +77,18 @@ def test_pieces_follow_load_that_comes_and_goes_and_the_curve_does_not(curve: Tr
 
 
 @pytest.mark.slow
-def test_measured_shares_of_spread_replicas_draw_one_curve(curve: Trainer, alone: list[events.Step]) -> None:
-    steps = curve("spread", layout__replicas=2, layout__tensor=2, balance__capacity="measured")
+@pytest.mark.parametrize("axis", ["tensor", "pipeline", "shard"])
+def test_shares_of_spread_replicas_draw_one_curve(curve: Trainer, alone: list[events.Step], axis: str) -> None:
+    layout = {"replicas": 2, axis: 2}
+    steps = curve("spread", layout=layout, balance__policy="dynamic")
     assert_one_curve(alone, steps)
-    assert len(curve.of("spread", events.Rebalanced)) == 1
+    assert [counts(steps[at]) for at in (4, 16, 25, 39)] == [[4, 4], [2, 6], [4, 4], [7, 1]]
+
+
+@pytest.mark.slow
+def test_measured_shares_draw_one_curve(curve: Trainer, alone: list[events.Step]) -> None:
+    assert_one_curve(alone, curve("measured", layout__replicas=3, balance__capacity="measured"))
+    assert len(curve.of("measured", events.Rebalanced)) == 1
 
 
 @pytest.mark.slow
