@@ -5,8 +5,9 @@
     dynamic    by speeds as they are, damped
     auto       as stated while that is well enough; by speeds, in pieces as large as they may be, once who is quick waits for who is slow
 
-A step takes as long as its slowest share, T = max over replicas of samples / speed. Shares change where that gains GAIN at least, so that
-noise moves nothing. What is damped is the median of three steps, so that one that was held up by something moves nothing either:
+A step takes as long as its slowest share, T = max over replicas of samples / speed. Shares change where that would have gained GAIN at
+least in STEADY steps, so that noise moves nothing. What is damped is the median of three steps, so that one that was held up by something
+moves nothing either:
 
     speed <- speed + DAMPING (median - speed)
 
@@ -28,6 +29,8 @@ DAMPING = 0.5
 KNOWN = 3
 """Steps after which a speed is known."""
 GAIN = 0.05
+STEADY = 2
+"""Steps one after the other in which there must be something to gain."""
 WASTE = 0.10
 """auto: of a step, that is to be gained before shares follow speeds."""
 LEVEL = 0.03
@@ -57,6 +60,8 @@ class Balance:
         self._followed: dict[int, float] = {}
         """speeds that shares follow; empty where they are as stated"""
         self._piece = grain
+        self._in_a_row = 0
+        """steps in which there was something to gain"""
 
     def observe(self, replica: int, samples: int, seconds: float) -> None:
         """Of a step: what a replica computed, and the seconds that it took to read and compute that."""
@@ -121,7 +126,9 @@ class Balance:
 
     def _dynamic(self, step: _Step) -> Choice | None:
         gain = self._gain(step, self._grain)
-        return None if gain < GAIN else self._follow(step, self._grain, f"{step.told()}; a step takes {gain:.0%} less time so")
+        if not self._steady(gain >= GAIN):
+            return None
+        return self._follow(step, self._grain, f"{step.told()}; a step takes {gain:.0%} less time so")
 
     def _auto(self, step: _Step, waiting: float) -> Choice | None:
         piece = step.piece(self._micro_batch, self._grain)
@@ -130,11 +137,15 @@ class Balance:
             self._followed, self._piece = {}, self._grain
             why = f"{step.told()}: shares as stated cost {LEVEL:.0%} of a step at most"
             return Choice("static", step.fractions(stated), self._grain, why)
-        if gain < (GAIN if self._followed else WASTE) or (not self._followed and waiting < WASTE):
+        if not self._steady(gain >= GAIN if self._followed else min(gain, waiting) >= WASTE):
             return None
         larger = f" (as quick as pieces of {self._grain}, to {COARSE:.0%})" if piece > self._grain else ""
         why = f"{step.told()}, which is waited for {waiting:.0%} of a step; a step takes {gain:.0%} less time in pieces of {piece}{larger}"
         return self._follow(step, piece, why)
+
+    def _steady(self, gains: bool) -> bool:
+        self._in_a_row = self._in_a_row + 1 if gains else 0
+        return self._in_a_row >= STEADY
 
     def _gain(self, step: _Step, piece: int) -> float:
         """Of a step as it is dealt now, by speeds as they are now."""
@@ -142,7 +153,7 @@ class Balance:
         return 1 - step.seconds(best) / step.seconds(now) if best != now else 0.0
 
     def _follow(self, step: _Step, piece: int, why: str) -> Choice:
-        self._followed, self._piece = dict(step.speeds), piece
+        self._followed, self._piece, self._in_a_row = dict(step.speeds), piece, 0
         return Choice("dynamic" if self.policy != "measured" else "static", step.fractions(step.dealt(piece)), piece, why)
 
     def _as_stated(self, replicas: Sequence[int]) -> list[float]:
