@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from plait import __version__, spec
+from plait.data import corruption, objective
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.events import Ranges
@@ -92,7 +93,15 @@ def _agreement(run: spec.Run, settings: spec.Agreement, batches: Batches) -> Agr
 
 
 def _flops_per_token(run: spec.Run, prepared: Prepared) -> float:
-    """0 for a user's own model, whose operations nobody has counted: its mfu is 0 of a known peak and null of none."""
+    """For each token that is told, of which an encoder has few. 0 for a user's own model, whose operations nobody has counted: its mfu
+    is 0 of a known peak and null of none."""
     if ":" in run.model.family:
         return 0.0
-    return counts.flops_per_token(run.model, prepared.vocabulary, run.data.sequence)
+    model, vocabulary, sequence, told = run.model, prepared.vocabulary, run.data.sequence, run.data.objective
+    if told.kind == "span":
+        rate, mean_span = told.rate or objective.RATE, told.mean_span or objective.MEAN_SPAN
+        source, target = corruption.span_widths(sequence, rate, mean_span)
+        return counts.flops_per_target(model, vocabulary, source + 1, target + 1, target + 1)
+    of_all = counts.flops_per_token(model, vocabulary, sequence)
+    few = 1.0 if told.kind == "causal" else int(corruption.masked_count(sequence, told.rate or objective.RATE)) / sequence
+    return of_all / few

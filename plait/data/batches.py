@@ -22,7 +22,7 @@ from plait import spec
 from plait.data import chance, order
 from plait.data.augment import Augmentation
 from plait.data.mixture import Mixture
-from plait.data.objective import NO_TARGET
+from plait.data.objective import NO_TARGET, Spans
 from plait.data.skipping import Skipped
 from plait.data.tokens import Split, TokenFile
 from plait.errors import RunFileError
@@ -37,7 +37,8 @@ class MicroBatch:
 
     targets_BL: the next tokens, or those that were hidden, NO_TARGET where there is none. samples_B: numbers of the samples in the run,
     which dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask, or where tokens see those
-    behind them and a row is padded: padding is a document of its own, -1.
+    behind them and a row is padded: padding is a document of its own, -1. source: how many positions an encoder reads, and a decoder
+    writes the rest; targets are then the decoder's.
     """
 
     tokens_BL: np.ndarray
@@ -45,6 +46,7 @@ class MicroBatch:
     samples_B: np.ndarray
     documents_BL: np.ndarray | None
     step: int
+    source: int = 0
 
     def without_targets(self) -> MicroBatch:
         """The same forward pass, which counts for nothing."""
@@ -218,11 +220,14 @@ class _Reader:
                 stream.fill_documents(rows, samples_B[rows], documents_BL)
         if self._augmentation is not None:
             tokens_BL, documents_BL = self._augmented(sources_B, samples_B, numbers_B, tokens_BL, targets_BL, documents_BL)
-        if self._masking is not None:
-            lengths_B = self._lengths(sources_B, samples_B)
-            tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, chance.keys(self._seed, "masked", numbers_B))
-            documents_BL = _padding_apart(documents_BL, lengths_B, self._sequence)
-        return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+        if self._masking is None:
+            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+        lengths_B, keys_B = self._lengths(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
+        if isinstance(self._masking, Spans):
+            tokens_BL, targets_BL, documents_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
+            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step, self._masking.source)
+        tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
+        return MicroBatch(tokens_BL, targets_BL, numbers_B, _padding_apart(documents_BL, lengths_B, self._sequence), step)
 
     def _augmented(
         self,

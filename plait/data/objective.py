@@ -14,9 +14,11 @@ from plait.data import corruption, vocabulary
 from plait.data.tokenizer import Tokenizer
 from plait.data.words import Words
 from plait.errors import DataError
+from plait.spec.objective import SIDES_EVEN
 
 NO_TARGET = -100
 RATE = 0.15
+MEAN_SPAN = 3.0
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,67 @@ class Masking:
         return shown_BL, np.where(told_BL, tokens_BL, NO_TARGET)
 
 
-def build(objective: spec.Objective, tokenizer: Tokenizer) -> Masking | None:
+@dataclass(frozen=True)
+class Spans:
+    """Spans of each row are hidden; a decoder tells them, each behind the sentinel that stands for it.
+
+    row       [source: the row with sentinels, end, padding | target: begin, sentinel, span, ..., last sentinel, padding]
+    targets   [none                                         | sentinel, span, ..., last sentinel, end]
+    """
+
+    sequence: int
+    rate: float
+    mean_span: float
+    first_sentinel: int
+    begin: int
+    end: int
+
+    @property
+    def source(self) -> int:
+        """Positions that an encoder reads."""
+        return _even(corruption.span_widths(self.sequence, self.rate, self.mean_span)[0] + 1)
+
+    @property
+    def target(self) -> int:
+        """Positions that a decoder writes."""
+        return _even(self._told(self.sequence))
+
+    def targets(self, lengths_B: np.ndarray) -> np.ndarray:
+        """How many there are in rows of so many tokens."""
+        known = {int(length): self._told(int(length)) for length in np.unique(lengths_B)}
+        return np.array([known[int(length)] for length in lengths_B], dtype=np.int64)
+
+    def apply(self, tokens_BL: np.ndarray, lengths_B: np.ndarray, keys_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(rows, targets, documents: -1 for the source's padding, which nothing shall see)."""
+        shape = (len(tokens_BL), self.source + self.target)
+        rows_BL, targets_BL = np.full(shape, self.end, dtype=np.int64), np.full(shape, NO_TARGET, dtype=np.int64)
+        documents_BL = np.zeros(shape, dtype=np.int64)
+        documents_BL[:, : self.source] = -1
+        for length in (int(each) for each in np.unique(lengths_B) if each > 1):
+            rows = np.flatnonzero(lengths_B == length)
+            noise_BL = corruption.spans(keys_B[rows], length, self.rate, self.mean_span)
+            source_BS, target_BT = corruption.collapse(tokens_BL[rows, :length], noise_BL, self.first_sentinel)
+            read, told = source_BS.shape[1], target_BT.shape[1]
+            rows_BL[rows, :read] = source_BS
+            documents_BL[rows, : read + 1] = 0
+            rows_BL[rows, self.source] = self.begin
+            rows_BL[rows, self.source + 1 : self.source + 1 + told] = target_BT
+            targets_BL[rows, self.source : self.source + told] = target_BT
+            targets_BL[rows, self.source + told] = self.end
+        documents_BL[lengths_B < 2, 0] = 0  # so that there is something to see
+        return rows_BL, targets_BL, documents_BL
+
+    def _told(self, length: int) -> int:
+        """Tokens to tell of a row, the end included; none of a single token."""
+        return corruption.span_widths(length, self.rate, self.mean_span)[1] + 1 if length > 1 else 0
+
+
+def build(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Masking | Spans | None:
     """None for the next token. Raises DataError: a tokenizer without what the objective needs."""
     if objective.kind == "causal":
         return None
+    if objective.kind == "span":
+        return _spans(objective, tokenizer, sequence)
     found = (tokenizer.token(name) for name in vocabulary.MASKS)
     token = next((token for token in found if token is not None), None)
     if token is None:
@@ -51,3 +110,21 @@ def build(objective: spec.Objective, tokenizer: Tokenizer) -> Masking | None:
             f"{', '.join(vocabulary.MASKS)}; one that is trained here has it"
         )
     return Masking(objective.rate or RATE, token, tokenizer.vocabulary, Words.of(tokenizer) if objective.whole_words else None)
+
+
+def _spans(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Spans:
+    rate, mean_span = objective.rate or RATE, objective.mean_span or MEAN_SPAN
+    needed = corruption.span_counts(sequence, rate, mean_span)[1] + 1
+    found = [tokenizer.token(vocabulary.sentinel(number)) for number in range(needed)]
+    first = found[0]
+    if first is None or found != list(range(first, first - needed, -1)):
+        raise DataError(
+            f'data.objective.kind = "span" needs {needed} sentinels in sequences of {sequence} tokens, {vocabulary.sentinel(0)} and so on, '
+            f"each numbered one below the one before it, as T5's tokenizer has {vocabulary.SENTINELS}; one that is trained here has as many"
+        )
+    begin = tokenizer.token(vocabulary.PADDING)
+    return Spans(sequence, rate, mean_span, first, tokenizer.end_of_text if begin is None else begin, tokenizer.end_of_text)
+
+
+def _even(length: int) -> int:
+    return -(-length // SIDES_EVEN) * SIDES_EVEN

@@ -29,7 +29,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from plait import spec
 from plait.data import kept, records, tokenizer
 from plait.data.augment import Augmentation
-from plait.data.objective import Masking, build
+from plait.data.objective import Masking, Spans, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
 from plait.store.cache import CachedFile
@@ -152,7 +152,7 @@ class Split:
     weights: list[float]
     sequence: int
     document_mask: bool
-    masking: Masking | None = None
+    masking: Masking | Spans | None = None
     augmentation: Augmentation | None = None
     """Of the training split, and for training alone: `EvaluationBatches` reads what was prepared."""
 
@@ -220,7 +220,7 @@ class Prepared:
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
         return Split(
-            name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking(), self._augmentation(name)
+            name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking(sequence), self._augmentation(name)
         )
 
     def _weights(self) -> list[float]:
@@ -236,10 +236,10 @@ class Prepared:
         assert self._data is not None
         return Augmentation(self._data.augment, self.tokenizer()) if split == "train" and self._data.augment.any else None
 
-    def _masking(self) -> Masking | None:
+    def _masking(self, sequence: int) -> Masking | Spans | None:
         assert self._data is not None
         objective = self._data.objective
-        return None if objective.kind == "causal" else build(objective, self.tokenizer())
+        return None if objective.kind == "causal" else build(objective, self.tokenizer(), sequence)
 
     def tokens(self, split: str) -> int:
         return sum(part.tokens for part in self._manifest.splits[split])

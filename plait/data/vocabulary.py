@@ -12,11 +12,20 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
 """The token that stands for a masked one."""
+SENTINELS = 100
+PADDING = "<pad>"
+"""What a T5's target begins with; the end of text where a tokenizer has none."""
 
 
 def special_tokens(objective: spec.Objective) -> list[str]:
     """Those that a tokenizer that is trained here has for what a model shall learn."""
-    return [ENDS[0], MASKS[0]] if objective.kind == "masked" else [ENDS[0]]
+    besides = {"causal": [], "masked": [MASKS[0]], "span": [sentinel(number) for number in reversed(range(SENTINELS))]}
+    return [ENDS[0], *besides[objective.kind]]
+
+
+def sentinel(number: int) -> str:
+    """The token that stands for the so-manyth span that is hidden."""
+    return f"<extra_id_{number}>"
 
 
 def fingerprint(path: Path, pattern: str | None = None) -> str:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,18 @@ from torch.nn import functional
 from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
 
-Exchange = Callable[[Tensor, Tensor, Tensor, Tensor | None, Dropout, Noise | None, Cut, bool], Tensor]
-"""(q_BHLE, k_BGLE, v_BGLE, mask, dropout, noise, cut, causal) -> mixed_BHLE, of the cut's positions; mask [B, 1, L, length] or None."""
+
+class ScoreBias(Protocol):
+    """What is added to the scores of whole samples."""
+
+    def of(self, share: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """[h, queries, keys], of a share of the heads: (which, of how many)."""
+        ...
+
+
+Exchange = Callable[[Tensor, Tensor, Tensor, Tensor | None, Dropout, Noise | None, Cut, bool, ScoreBias | None], Tensor]
+"""(q_BHLE, k_BGLE, v_BGLE, mask, dropout, noise, cut, causal, bias) -> mixed_BHLE, of the cut's positions; mask [B, 1, L, length] or
+None."""
 
 CHUNK = 64  # queries at once on a CPU; fewer leave the matmuls too small
 LONG = 256  # positions from which it is the faster on a CPU in fp32 and fp64; in bf16 it always is
@@ -46,29 +56,54 @@ class Mix(nn.Module):
         self.exchange: Exchange | None = None
 
     def forward(
-        self, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, noise: Noise | None, cut: Cut | None = None
+        self,
+        q_BHLE: Tensor,
+        k_BGLE: Tensor,
+        v_BGLE: Tensor,
+        mask: Tensor | None,
+        noise: Noise | None,
+        cut: Cut | None = None,
+        bias: ScoreBias | None = None,
     ) -> Tensor:
         """As `attend`; with a cut, of its positions."""
         if self.exchange is not None and cut is not None:
-            return self.exchange(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, cut, self.causal)
-        return attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, self.causal)
+            return self.exchange(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, cut, self.causal, bias)
+        added = None if bias is None else bias.of((0, 1) if cut is None else cut.head_share, q_BHLE.dtype)
+        return attend(q_BHLE, k_BGLE, v_BGLE, mask, self.dropout, noise, self.causal, added)
 
 
 def attend(
-    q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, dropout: Dropout, noise: Noise | None, causal: bool = True
+    q_BHLE: Tensor,
+    k_BGLE: Tensor,
+    v_BGLE: Tensor,
+    mask: Tensor | None,
+    dropout: Dropout,
+    noise: Noise | None,
+    causal: bool = True,
+    bias_HLK: Tensor | None = None,
 ) -> Tensor:
     """Returns mixed values, [B, H, L, E].
 
     mask: bool, [B, 1, L, keys], true where a query sees a key; all, or those before it, when None. causal: no query sees behind its place,
-    whatever the mask says besides.
+    whatever the mask says besides. bias_HLK: added to scores.
     """
-    keep = _keep(q_BHLE, dropout, noise) if noise is not None and dropout.rate > 0 else None
-    if keep is None and not _better_written_out(q_BHLE, k_BGLE):
+    keep = _keep(q_BHLE, k_BGLE.shape[2], dropout, noise) if noise is not None and dropout.rate > 0 else None
+    if keep is None and bias_HLK is not None and not torch.is_grad_enabled():
+        return _biased(q_BHLE, k_BGLE, v_BGLE, mask, causal, bias_HLK)
+    if keep is None and bias_HLK is None and not _better_written_out(q_BHLE, k_BGLE):
         shared = q_BHLE.shape[1] != k_BGLE.shape[1]
         return functional.scaled_dot_product_attention(
             q_BHLE, k_BGLE, v_BGLE, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=shared
         )
-    return cast(Tensor, _WrittenOut.apply(q_BHLE, k_BGLE, v_BGLE, mask, keep, causal))
+    return cast(Tensor, _WrittenOut.apply(q_BHLE, k_BGLE, v_BGLE, mask, keep, causal, bias_HLK))
+
+
+def _biased(q_BHLE: Tensor, k_BHKE: Tensor, v_BHKE: Tensor, mask: Tensor | None, causal: bool, bias_HLK: Tensor) -> Tensor:
+    """By torch's kernel, which takes a bias in place of a mask."""
+    if mask is None and causal:
+        mask = causal_mask(bias_HLK.shape[1], bias_HLK.device)
+    added = bias_HLK if mask is None else torch.where(mask, bias_HLK, -math.inf)
+    return functional.scaled_dot_product_attention(q_BHLE, k_BHKE, v_BHKE, attn_mask=added)
 
 
 def causal_mask(length: int, device: torch.device) -> Tensor:
@@ -84,12 +119,12 @@ def _better_written_out(q_BHLE: Tensor, k_BGLE: Tensor) -> bool:
     return small and (L >= LONG or q_BHLE.dtype == torch.bfloat16)
 
 
-def _keep(q_BHLE: Tensor, dropout: Dropout, noise: Noise) -> Keep:
+def _keep(q_BHLE: Tensor, keys: int, dropout: Dropout, noise: Noise) -> Keep:
     heads, length = q_BHLE.shape[1:3]
     first = 0 if noise.cut is None else noise.cut.head_share[0] * heads
-    positions_L = torch.arange(length, device=q_BHLE.device)
+    queries_L, keys_K = (torch.arange(size, device=q_BHLE.device) for size in (length, keys))
     heads_H = torch.arange(first, first + heads, device=q_BHLE.device)
-    return Keep(dropout, noise, heads_H, positions_L, positions_L, length)
+    return Keep(dropout, noise, heads_H, queries_L, keys_K, length)
 
 
 class Keep:
@@ -114,16 +149,27 @@ class _WrittenOut(torch.autograd.Function):
     """Keeps the weights of each chunk, and with dropout their mask, for the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, mask: Tensor | None, keep: Keep | None, causal: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        q_BHLE: Tensor,
+        k_BGLE: Tensor,
+        v_BGLE: Tensor,
+        mask: Tensor | None,
+        keep: Keep | None,
+        causal: bool,
+        bias_HLK: Tensor | None,
+    ) -> Tensor:
         B, H, L, E = q_BHLE.shape
-        G = k_BGLE.shape[1]
+        G, K = k_BGLE.shape[1:3]
         q_NRLE = (q_BHLE * (1.0 / math.sqrt(E))).reshape(B * G, H // G, L, E)
-        k_NLE, v_NLE = k_BGLE.reshape(B * G, L, E), v_BGLE.reshape(B * G, L, E)
+        k_NLE, v_NLE = k_BGLE.reshape(B * G, K, E), v_BGLE.reshape(B * G, K, E)
         mixed_NRLE = torch.empty_like(q_NRLE)
         kept: list[Tensor] = []
-        for first, end, seen in _chunks(L, q_BHLE.device, causal):
+        for first, end, seen in _chunks(L, K, q_BHLE.device, causal):
             scores = stacked(q_NRLE, first, end) @ k_NLE[:, :seen].transpose(1, 2)
             scores_NRCK = scores.view(B * G, H // G, end - first, seen)
+            if bias_HLK is not None:
+                scores_NRCK.view(B, H, end - first, seen).add_(bias_HLK[:, first:end, :seen])
             if causal or mask is not None:
                 hide(scores_NRCK, first, mask, G)
             weights = scores_NRCK.softmax(-1, dtype=scores.dtype)
@@ -135,17 +181,19 @@ class _WrittenOut(torch.autograd.Function):
             mixed = weights.view(scores.shape) @ v_NLE[:, :seen]
             mixed_NRLE[:, :, first:end] = mixed.view(B * G, H // G, end - first, E)
         ctx.save_for_backward(q_NRLE, k_NLE, v_NLE, *kept)
+        ctx.bias_shape = None if bias_HLK is None else bias_HLK.shape
         ctx.shape, ctx.causal, ctx.scale = q_BHLE.shape, causal, None if keep is None else keep.scale
         return mixed_NRLE.view(q_BHLE.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, gradient_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None, Tensor | None]:
         q_NRLE, k_NLE, v_NLE, *kept = ctx.saved_tensors
-        B, _, L, E = ctx.shape
+        B, H, L, E = ctx.shape
         gradient_NRLE = gradient_BHLE.reshape(q_NRLE.shape)
         dq_NRLE, dk_NLE, dv_NLE = torch.empty_like(q_NRLE), sums(k_NLE), sums(v_NLE)
+        d_bias_HLK = None if ctx.bias_shape is None else sums(q_NRLE.new_empty(ctx.bias_shape))
         remembered = iter(kept)
-        for first, end, seen in _chunks(L, q_NRLE.device, ctx.causal):
+        for first, end, seen in _chunks(L, k_NLE.shape[1], q_NRLE.device, ctx.causal):
             weights_NRCK, stays = next(remembered), None if ctx.scale is None else next(remembered)
             gradient = stacked(gradient_NRLE, first, end)
             flat = (len(gradient), gradient.shape[1], seen)
@@ -154,19 +202,23 @@ class _WrittenOut(torch.autograd.Function):
             d_weights = (gradient @ v_NLE[:, :seen].transpose(1, 2)).view(weights_NRCK.shape)
             d_weights = d_weights if stays is None else drop(d_weights, stays, ctx.scale)
             d_scores = torch.ops.aten._softmax_backward_data(d_weights, weights_NRCK, -1, d_weights.dtype).view(flat)
+            if d_bias_HLK is not None:
+                d_bias_HLK[:, first:end, :seen] += d_scores.view(B, H, end - first, seen).sum(0)
             dq_NRLE[:, :, first:end] = (d_scores @ k_NLE[:, :seen]).view(*q_NRLE.shape[:2], end - first, E)
             dk_NLE[:, :seen] += d_scores.transpose(1, 2) @ stacked(q_NRLE, first, end)
         dq_NRLE *= 1.0 / math.sqrt(E)
-        shape = (B, -1, L, E)
-        return dq_NRLE.view(ctx.shape), dk_NLE.to(k_NLE.dtype).view(shape), dv_NLE.to(v_NLE.dtype).view(shape), None, None, None
+        shape = (B, -1, k_NLE.shape[1], E)
+        d_bias_HLK = None if d_bias_HLK is None else d_bias_HLK.to(q_NRLE.dtype)
+        dk_BGLE, dv_BGLE = dk_NLE.to(k_NLE.dtype).view(shape), dv_NLE.to(v_NLE.dtype).view(shape)
+        return dq_NRLE.view(ctx.shape), dk_BGLE, dv_BGLE, None, None, None, d_bias_HLK
 
 
-def _chunks(length: int, device: torch.device, causal: bool) -> Iterator[tuple[int, int, int]]:
+def _chunks(length: int, keys: int, device: torch.device, causal: bool) -> Iterator[tuple[int, int, int]]:
     """(first, end) of the queries of each chunk, and how many of the keys they meet."""
     size = CHUNK if device.type == "cpu" else length
     for first in range(0, length, size):
         end = min(first + size, length)
-        yield first, end, end if causal else length
+        yield first, end, end if causal else keys
 
 
 def stacked(x_NRLE: Tensor, first: int, end: int) -> Tensor:

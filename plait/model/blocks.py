@@ -13,6 +13,7 @@ Shapes: B samples, L positions, D width, H heads, G key and value heads, E width
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from plait import spec
-from plait.model.attention import Mix
+from plait.model.attention import Mix, ScoreBias
 from plait.model.cache import LayerCache
 from plait.model.cut import Cut
 from plait.model.moe import Mixture
@@ -37,13 +38,14 @@ class Rotation(NamedTuple):
 class Around(NamedTuple):
     """What every block is given beside x, alike in all of them: made from the tokens, so that it need not travel.
 
-    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None.
+    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None. bias: what is added to scores.
     """
 
     rotation: Rotation | None = None
     mask: Tensor | None = None
     noise: Noise | None = None
     cut: Cut | None = None
+    bias: ScoreBias | None = None
 
 
 PLAIN = Around()
@@ -80,15 +82,16 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Self-attention; several query heads may share a key and value head (Ainslie et al. 2023)."""
 
-    def __init__(self, model: spec.Model, path: str) -> None:
+    def __init__(self, model: spec.Model, path: str, causal: bool) -> None:
         super().__init__()
+        self.scale = math.sqrt(model.head_width) if model.family == "t5" else None  # T5's scores are not divided by it
         self.head_width = model.head_width
         self.queries_per_key = model.heads // model.key_value_heads
         self.qkv = Linear(model.width, (model.heads + 2 * model.key_value_heads) * self.head_width, bias=model.biased_qkv)
         self.out = Linear(model.heads * self.head_width, model.width, bias=model.layer_norms)
         self.norm_q = RMSNorm(self.head_width, model.norm_eps) if model.qk_norm else None
         self.norm_k = RMSNorm(self.head_width, model.norm_eps) if model.qk_norm else None
-        self.mix = Mix(Dropout(model.dropout, f"{path}.dropout"), causal=model.causal)
+        self.mix = Mix(Dropout(model.dropout, f"{path}.dropout"), causal=causal)
 
     def forward(self, x_BLD: Tensor, around: Around, memory: LayerCache | None) -> Tensor:
         qkv_BLX = self.qkv(x_BLD)  # whose length is attention's, even where x holds a part of it
@@ -103,9 +106,10 @@ class Attention(nn.Module):
             qk_BLHE = rotate(qk_BLHE, around.rotation)
         q_BLHE, k_BLGE = qk_BLHE.split([heads, kv_heads], 2)
         q_BHLE, k_BGLE, v_BGLE = q_BLHE.transpose(1, 2), k_BLGE.transpose(1, 2), v_BLGE.transpose(1, 2)
+        q_BHLE = q_BHLE if self.scale is None else q_BHLE * self.scale
         if memory is not None:
             k_BGLE, v_BGLE = memory.extend(k_BGLE, v_BGLE)
-        mixed_BHLE = self.mix(q_BHLE, k_BGLE, v_BGLE, around.mask, around.noise, around.cut)
+        mixed_BHLE = self.mix(q_BHLE, k_BGLE, v_BGLE, around.mask, around.noise, around.cut, around.bias)
         return cast(Tensor, self.out(mixed_BHLE.transpose(1, 2).flatten(2)))
 
 
@@ -122,28 +126,42 @@ class GeluMLP(nn.Module):
         return cast(Tensor, self.down(functional.gelu(self.up(x_BLD), approximate=self.form)))
 
 
-class SwiGLU(nn.Module):
-    """Llama's: down(silu(gate(x)) * up(x)) (Shazeer 2020)."""
+class ReluMLP(nn.Module):
+    """T5's: down(relu(up(x))), without biases."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, model: spec.Model) -> None:
         super().__init__()
+        self.up = Linear(model.width, model.hidden_width, bias=False)
+        self.down = Linear(model.hidden_width, model.width, bias=False)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return cast(Tensor, self.down(functional.relu(self.up(x_BLD))))
+
+
+class SwiGLU(nn.Module):
+    """Llama's: down(silu(gate(x)) * up(x)) (Shazeer 2020). T5 1.1's has GELU, in its tanh form, for silu."""
+
+    def __init__(self, width: int, hidden: int, gelu: bool = False) -> None:
+        super().__init__()
+        self.gelu = gelu
         self.gate_up = Linear(width, 2 * hidden, bias=False)
         self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         gate_BLF, up_BLF = self.gate_up(x_BLD).chunk(2, -1)
-        return cast(Tensor, self.down(functional.silu(gate_BLF) * up_BLF))
+        opened_BLF = functional.gelu(gate_BLF, approximate="tanh") if self.gelu else functional.silu(gate_BLF)
+        return cast(Tensor, self.down(opened_BLF * up_BLF))
 
 
 class Block(nn.Module):
     """One layer of any family; layer: its number. recompute: what whoever runs it for training computes again in backward."""
 
-    def __init__(self, model: spec.Model, layer: int) -> None:
+    def __init__(self, model: spec.Model, layer: int, causal: bool = True) -> None:
         super().__init__()
         self.recompute = model.recomputes(layer)
         path = f"blocks.{layer}"
         self.norm1 = norm(model)
-        self.attention = Attention(model, f"{path}.attention")
+        self.attention = Attention(model, f"{path}.attention", causal)
         self.norm2 = norm(model)
         self.mlp = _mlp(model, layer)
         self.dropout1 = Dropout(model.dropout, f"{path}.dropout1")
@@ -173,6 +191,8 @@ def rotate(x_BLHE: Tensor, rotation: Rotation) -> Tensor:
 def _mlp(model: spec.Model, layer: int) -> nn.Module:
     if model.layer_norms:
         return GeluMLP(model)
+    if model.family == "t5":
+        return SwiGLU(model.width, model.hidden_width, gelu=True) if model.gated else ReluMLP(model)
     if not model.mixes(layer):
         return SwiGLU(model.width, model.hidden_width)
     mixture = model.mixture

@@ -14,7 +14,10 @@ from plait.model.encoder import Encoder
 from plait.model.init import initialise
 from plait.model.layered import Layered
 from plait.model.own import check_call, load_object
+from plait.model.seq2seq import Seq2Seq
 from plait.model.sharding import check
+
+_KINDS: dict[str, type[Layered]] = {"bert": Encoder, "t5": Seq2Seq}
 
 
 def build(
@@ -40,7 +43,7 @@ def skeleton(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn
     """The model on the CPU before its initial values are drawn; a user's own has them already. Raises as `build`."""
     if model.family not in spec.Model.FAMILIES:
         return _build_own(model, vocabulary, sequence, seed)
-    return (Encoder if model.family == "bert" else Decoder)(model, vocabulary, sequence)
+    return _KINDS.get(model.family, Decoder)(model, vocabulary, sequence)
 
 
 def _build_own(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn.Module:

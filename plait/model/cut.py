@@ -11,17 +11,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Cut:
-    """length: positions of a whole sample. positions_L, stream_S: global positions, int64. head_share: (which, of how many)."""
+    """length: positions of a whole sample. positions_L, stream_S: global positions, int64. head_share: (which, of how many). parts: cuts
+    of its sides, each with positions of its own, where a sample is a source and a target one behind the other."""
 
     length: int
     positions_L: Tensor
     stream_S: Tensor
     head_share: tuple[int, int] = (0, 1)
+    parts: tuple[Cut, ...] = ()
 
     def rows(self, length: int) -> Tensor:
         """The global positions of a tensor of so many: the stream's, or attention's."""
@@ -29,3 +32,13 @@ class Cut:
             return self.stream_S
         assert length == len(self.positions_L), (length, len(self.stream_S), len(self.positions_L))
         return self.positions_L
+
+
+def joined(parts: tuple[Cut, ...]) -> Cut:
+    """One cut of sides that stand one behind the other."""
+    positions, streams, first = [], [], 0
+    for part in parts:
+        positions.append(part.positions_L + first)
+        streams.append(part.stream_S + first)
+        first += part.length
+    return Cut(first, torch.cat(positions), torch.cat(streams), parts[0].head_share, parts)

@@ -43,7 +43,7 @@ class Encoder(Layered):
         self.segments = Embedding(SEGMENTS, model.width)
         self.embed_norm = norm(model)
         self.dropout = Dropout(model.dropout, "embed.dropout")
-        self.blocks = nn.ModuleList(Block(model, layer) for layer in range(model.layers))
+        self.blocks = nn.ModuleList(Block(model, layer, causal=False) for layer in range(model.layers))
         self.transform = Linear(model.width, model.width)
         self.norm = norm(model)
         self.head = Linear(model.width, vocabulary)

@@ -32,7 +32,21 @@ class Normal:
     std: float
 
 
-InitialTable = Mapping[str, Constant | Normal]  # pattern of a parameter's path -> its values
+@dataclass(frozen=True)
+class Stacked:
+    """Normal values of matrices that are stacked in one, in these proportions, each with its own spread."""
+
+    parts: tuple[int, ...]
+    stds: tuple[float, ...]
+
+    def scales(self, rows: int, first: int, end: int) -> Tensor:
+        """Of rows [first, end) of so many, as a column."""
+        unit = rows // sum(self.parts)
+        stds = torch.cat([torch.full((part * unit,), std) for part, std in zip(self.parts, self.stds, strict=True)])
+        return stds[first:end, None]
+
+
+InitialTable = Mapping[str, Constant | Normal | Stacked]  # pattern of a parameter's path -> its values
 
 
 @torch.no_grad()
@@ -47,7 +61,8 @@ def initial_rows(table: InitialTable, seed: int, path: str, shape: torch.Size, f
     rule = next(rule for pattern, rule in table.items() if fnmatchcase(path, pattern))
     if isinstance(rule, Constant):
         return torch.full((end - first, *shape[1:]), rule.value)
-    return draw(seed, path, shape, first, end).mul_(rule.std)
+    values = draw(seed, path, shape, first, end)
+    return values.mul_(rule.std if isinstance(rule, Normal) else rule.scales(shape[0], first, end))
 
 
 def draw(seed: int, path: str, shape: torch.Size, first: int, end: int) -> Tensor:

@@ -35,7 +35,17 @@ def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built:
     ValueError for a user's own model without it.
     """
     multiplied = built if model.family not in spec.Model.FAMILIES and built is not None else matmul_parameters(model, vocabulary)
-    return 6.0 * multiplied + 12.0 * model.layers * model.heads * model.head_width * sequence
+    return 6.0 * multiplied + 12.0 * _attentions(model) * model.heads * model.head_width * sequence
+
+
+def flops_per_target(model: spec.Model, vocabulary: int, source: int, target: int, targets: int) -> float:
+    """FLOPs of an encoder-decoder for each token that it tells, in rows of so many positions of both sides and so many targets."""
+    inner, decoding = model.heads * model.head_width, model.all_layers - model.layers
+    attention, mlp = 4 * model.width * inner, _mlp(model, 0, 0)
+    reading = source * (model.layers * (attention + mlp) + decoding * attention / 2)  # keys and values of the source besides
+    writing = target * (decoding * (1.5 * attention + mlp) + vocabulary * model.width)
+    scores = inner * (model.layers * source**2 + decoding * target * (target + source))
+    return (6.0 * (reading + writing) + 12.0 * scores) / targets
 
 
 def _known(model: spec.Model) -> None:
@@ -46,10 +56,12 @@ def _known(model: spec.Model) -> None:
 def _values(model: spec.Model, vocabulary: int, sequence: int, experts: int) -> int:
     """All values, with so many experts in a mixture."""
     _known(model)
-    places = 0 if model.rotates else sequence * model.width
+    places = sequence * model.width if model.layer_norms else 0
     head = 0 if model.tied_head else vocabulary * model.width
     ends = vocabulary * model.width + places + head + _norm(model) + (_of_encoder(model, vocabulary) if model.family == "bert" else 0)
-    return ends + _matrices(model, experts) + model.layers * _vectors(model)
+    if model.family == "t5":  # a norm before each look across, one behind the encoder, and a table of distances a side
+        ends += (model.all_layers - model.layers + 1) * _norm(model) + 2 * model.distance_buckets * model.heads
+    return ends + _matrices(model, experts) + model.all_layers * _vectors(model)
 
 
 def _of_encoder(model: spec.Model, vocabulary: int) -> int:
@@ -60,13 +72,19 @@ def _of_encoder(model: spec.Model, vocabulary: int) -> int:
 def _matrices(model: spec.Model, experts: int) -> int:
     """Values in the matrices of the blocks, with so many experts in a mixture."""
     attention = model.width * model.head_width * 2 * (model.heads + model.key_value_heads)
-    return model.layers * attention + sum(_mlp(model, layer, experts) for layer in range(model.layers))
+    return _attentions(model) * attention + sum(_mlp(model, layer, experts) for layer in range(model.all_layers))
+
+
+def _attentions(model: spec.Model) -> int:
+    """How many there are: a decoder's layer that looks at an encoder has two."""
+    return 2 * model.all_layers - model.layers if model.family == "t5" else model.layers
 
 
 def _mlp(model: spec.Model, layer: int, experts: int) -> int:
     """Values in the matrices of one layer's MLP, or of its mixture with so many experts beside the shared ones."""
     if not model.mixes(layer):
-        return (2 if model.layer_norms else 3) * model.width * model.hidden_width
+        plain = model.layer_norms or (model.family == "t5" and not model.gated)
+        return (2 if plain else 3) * model.width * model.hidden_width
     mixture = model.mixture
     return model.width * (mixture.experts + 3 * mixture.hidden * (experts + mixture.shared))
 

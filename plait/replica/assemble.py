@@ -110,6 +110,8 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
         alike, partial, counted = _sums(placed[path], mesh, sequence_parallel, path in rows)
         if stages is not None and path in stages.shared:
             alike, partial, counted = (*alike, "ends"), (*partial, "ends"), counted and mesh.place["pipeline"] == 0
+        if stages is not None and path in stages.everywhere:
+            alike, partial, counted = (*alike, "pipeline"), (*partial, "pipeline"), counted and mesh.place["pipeline"] == 0
         if held is None:
             leaves.append(Leaf(path, parameter, parts[path], partial, counted, alike=alike))
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait import spec
 from plait.data.batches import MicroBatch
-from plait.model.cut import Cut
+from plait.model.cut import Cut, joined
 from plait.model.loss import cross_entropy, load_loss
 from plait.model.noise import Noise
 from plait.replica import context, tensor
@@ -49,13 +49,14 @@ class Compute:
         self._seed = run.train.seed
         self._precision = run.train.precision
         self._loss = load_loss(run.train.loss)
+        self._smoothing = run.train.label_smoothing
         self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
     def loss(self, micro_batch: MicroBatch) -> Tensor:
         """The sum of token losses, with dropout: of this rank's sequences and positions."""
         inputs = self.inputs(micro_batch, learning=True)
         with devices.autocast(self.device, self._precision):
-            return self.loss_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL)
+            return self.loss_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL, learning=True)
 
     def learn_in_stages(self, micro_batches: Sequence[MicroBatch], divisor: int) -> Tensor:
         """Forward and backward of all at once, through a pipeline: adds the gradients of (sum of token losses / divisor) and returns the
@@ -64,7 +65,7 @@ class Compute:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
 
         def finish(logits_BLV: Tensor, inputs: Inputs) -> Tensor:
-            loss = self.loss_of(logits_BLV, inputs.targets_BL)
+            loss = self.loss_of(logits_BLV, inputs.targets_BL, learning=True)
             total.add_(loss.detach())
             return loss / divisor
 
@@ -104,27 +105,33 @@ class Compute:
 
     def inputs(self, micro_batch: MicroBatch, learning: bool) -> Inputs:
         """What the model is called with on this rank. learning: with dropout."""
-        cut = self._cut(micro_batch.tokens_BL.shape[1])
+        cut = self._cut(micro_batch.tokens_BL.shape[1], micro_batch.source)
         here = slice(None) if cut is None else cut.positions_L.cpu().numpy()
         counted_B = self._tensor(np.any(micro_batch.targets_BL >= 0, 1))
         noise = Noise(self._seed, micro_batch.step, self._tensor(micro_batch.samples_B), cut, counted_B) if learning else None
         documents = None if micro_batch.documents_BL is None else self._tensor(micro_batch.documents_BL)
         tokens_BL, targets_BL = (self._tensor(whole_BL[:, here]) for whole_BL in (micro_batch.tokens_BL, micro_batch.targets_BL))
-        return Inputs(tokens_BL, targets_BL, documents, noise, cut)
+        return Inputs(tokens_BL, targets_BL, documents, noise, cut, micro_batch.source)
 
-    def loss_of(self, logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-        """The sum of token losses of logits, spread or whole."""
+    def loss_of(self, logits_BLV: Tensor, targets_BL: Tensor, learning: bool) -> Tensor:
+        """The sum of token losses of logits, spread or whole; of an encoder-decoder these are of the target's positions alone. learning:
+        targets are smoothed, where settings say so."""
+        targets_BL = targets_BL[:, -logits_BLV.shape[1] :]
         first, group = self._assembly.first_entry, self._mesh.group("tensor")
+        smoothing = self._smoothing if learning else 0.0
+        if self._loss is cross_entropy and first is not None and group is not None:
+            return tensor.cross_entropy(logits_BLV, targets_BL, first, group, self._assembly.vocabulary, smoothing)
+        if self._loss is cross_entropy:
+            return cross_entropy(logits_BLV, targets_BL, smoothing)
         if first is None or group is None:
             return self._loss(logits_BLV, targets_BL)
-        if self._loss is cross_entropy:
-            return tensor.cross_entropy(logits_BLV, targets_BL, first, group)
         return self._loss(tensor.gather_logits(logits_BLV, group, self._assembly.vocabulary), targets_BL)
 
     def sums_of(self, logits_BLV: Tensor, targets_BL: Tensor) -> Sums:
         """Sums over targets; none on ranks that would only repeat another's."""
         first, group = self._assembly.first_entry, self._mesh.group("tensor")
-        loss = self.loss_of(logits_BLV, targets_BL)
+        loss = self.loss_of(logits_BLV, targets_BL, learning=False)
+        targets_BL = targets_BL[:, -logits_BLV.shape[1] :]
         guesses_BL = logits_BLV.argmax(-1) if first is None or group is None else tensor.guesses(logits_BLV, first, group)
         counted_BL = targets_BL >= 0
         correct = (guesses_BL == targets_BL) & counted_BL
@@ -135,10 +142,14 @@ class Compute:
         """Whether this rank's sums count: ranks of the tensor axis compute the same ones."""
         return self._mesh.place["tensor"] == 0
 
-    def _cut(self, length: int) -> Cut | None:
-        mesh = self._mesh
-        if mesh.size("context") == 1 and not self._assembly.sequence_parallel:
+    def _cut(self, length: int, source: int) -> Cut | None:
+        """Of a row of one piece, or of a source and what stands behind it, each cut by itself."""
+        if self._mesh.size("context") == 1 and not self._assembly.sequence_parallel:
             return None
+        return joined((self._cut_of(source), self._cut_of(length - source))) if source else self._cut_of(length)
+
+    def _cut_of(self, length: int) -> Cut:
+        mesh = self._mesh
         positions_L = context.positions(length, *mesh.of("context"), self._context_by).to(self.device)
         stream_S = positions_L.chunk(mesh.size("tensor"))[mesh.place["tensor"]] if self._assembly.sequence_parallel else positions_L
         return Cut(length, positions_L, stream_S, mesh.of("tensor"))
@@ -156,6 +167,7 @@ class Inputs:
     documents_BL: Tensor | None
     noise: Noise | None
     cut: Cut | None
+    source: int = 0
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -164,7 +176,7 @@ class Inputs:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        return {} if self.cut is None else {"cut": self.cut}
+        return ({} if self.cut is None else {"cut": self.cut}) | ({"source": self.source} if self.source else {})
 
 
 def _pipeline(run: spec.Run, assembly: Assembly, device: torch.device) -> Pipeline:

@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import P2POp, ProcessGroup
 
 from plait.errors import RunFileError
-from plait.model.attention import Exchange, Keep, Mix, attend
+from plait.model.attention import Exchange, Keep, Mix, ScoreBias, attend
 from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
 from plait.model.partial import Sight, attend_part, merge, part_gradients
@@ -41,6 +41,8 @@ from plait.replica.transport import POOL, gather_rows
 
 By = Literal["ring", "ulysses"]
 ALL = slice(None)
+MASKS = 2
+"""That a model's layers are given: an encoder-decoder's see the source in its own rows and in the target's."""
 
 
 def positions(length: int, place: int, ranks: int, by: By) -> Tensor:
@@ -90,8 +92,11 @@ class Ring:
         noise: Noise | None,
         cut: Cut,
         causal: bool = True,
+        bias: ScoreBias | None = None,
     ) -> Tensor:
         """As `plait.model.attention.Exchange`."""
+        if bias is not None:
+            raise RunFileError('layout.context_by = "ring" adds nothing to scores, as model.family = "t5" needs; use "ulysses"')
         rounds = _Rounds(self.place, self._places(cut), mask, dropout, noise, cut, causal)
         return cast(Tensor, _Ring.apply(*_cast(q_BHLE, k_BGLE, v_BGLE), self, rounds))
 
@@ -119,7 +124,7 @@ class Ulysses:
     def __init__(self, group: ProcessGroup) -> None:
         self.place, self.ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self._group = group
-        self._gathered: tuple[Tensor, Tensor] | None = None
+        self._gathered: list[tuple[Tensor, Tensor]] = []
         self._places = _Places("ulysses", self.place, self.ranks)
 
     def __call__(
@@ -132,13 +137,19 @@ class Ulysses:
         noise: Noise | None,
         cut: Cut,
         causal: bool = True,
+        bias: ScoreBias | None = None,
     ) -> Tensor:
         """As `plait.model.attention.Exchange`."""
         _check_heads(q_BHLE.shape[1], k_BGLE.shape[1], self.ranks)
         self._places(cut)
         share = (cut.head_share[0] * self.ranks + self.place, cut.head_share[1] * self.ranks)
-        q_BhSE, k_BgSE, v_BgSE = self._to_heads(*_cast(q_BHLE, k_BGLE, v_BGLE))
-        mixed_BhSE = attend(q_BhSE, k_BgSE, v_BgSE, self._whole(mask), dropout, _with_heads(noise, cut, share), causal)
+        q_BHLE, k_BGLE, v_BGLE = _cast(q_BHLE, k_BGLE, v_BGLE)
+        if q_BHLE.shape[2] == k_BGLE.shape[2]:
+            q_BhSE, k_BgSE, v_BgSE = self._to_heads(q_BHLE, k_BGLE, v_BGLE)
+        else:  # of a target and of a source
+            (q_BhSE,), (k_BgSE, v_BgSE) = self._to_heads(q_BHLE), self._to_heads(k_BGLE, v_BGLE)
+        added = None if bias is None else bias.of(share, q_BhSE.dtype)
+        mixed_BhSE = attend(q_BhSE, k_BgSE, v_BgSE, self._whole(mask), dropout, _with_heads(noise, cut, share), causal, added)
         return self._to_positions(mixed_BhSE)
 
     def _to_heads(self, *parts: Tensor) -> tuple[Tensor, ...]:
@@ -155,15 +166,17 @@ class Ulysses:
         return received_CBhLE.transpose(0, 1).flatten(1, 2)
 
     def _whole(self, mask: Tensor | None) -> Tensor | None:
-        """The rows of all ranks, [B, 1, C x L, C x L]; gathered for the first layer, since all are given the same mask."""
+        """The rows of all ranks, [B, 1, C x L, keys]; gathered for the first layer, since all are given the same masks."""
         if mask is None:
             return None
-        if self._gathered is None or self._gathered[0] is not mask:
+        known = next((whole for part, whole in self._gathered if part is mask), None)
+        if known is None:
             parts_CBL = mask.new_empty((self.ranks, *mask.shape))
             parts_CBL[self.place] = mask
             gather_rows(parts_CBL.view(torch.uint8).flatten(1), self._group)
-            self._gathered = mask, parts_CBL.permute(1, 2, 0, 3, 4).flatten(2, 3)
-        return self._gathered[1]
+            known = parts_CBL.permute(1, 2, 0, 3, 4).flatten(2, 3)
+            self._gathered = [(mask, known), *self._gathered[: MASKS - 1]]
+        return known
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def head_in_layers(model: spec.Model, vocabulary: int, sequence: int) -> float:
     if model.family not in spec.Model.FAMILIES:
         return 0.0
     head = 6.0 * vocabulary * model.width
-    return head / ((counts.flops_per_token(model, vocabulary, sequence) - head) / model.layers)
+    return head / ((counts.flops_per_token(model, vocabulary, sequence) - head) / model.all_layers)
 
 
 def stages_of_rank(rank: int, layout: spec.Layout) -> list[int]:
@@ -73,12 +73,13 @@ class Stages:
     """What a rank holds of a model, under the paths of the whole.
 
     modules: its stages, in order. module: all of them at once, for whoever looks at parameters; it cannot be called. shared: paths of
-    the parameters that the first and the last stage both hold.
+    the parameters that the first and the last stage both hold; everywhere: of those that all do.
     """
 
     modules: list[nn.Module]
     module: nn.Module
     shared: frozenset[str]
+    everywhere: frozenset[str]
 
 
 def cut(model: nn.Module, layout: spec.Layout, place: int, head: float) -> Stages:
@@ -89,6 +90,9 @@ def cut(model: nn.Module, layout: spec.Layout, place: int, head: float) -> Stage
     entering, leaving = _used_at_the_ends(model)
     outside = {path for path, _ in model.named_parameters() if not path.startswith("blocks.")}
     of_stage = {number: _Held(range(*span)) for number, span in enumerate(pairwise(edges))}
+    everywhere = set(getattr(model, "everywhere", ()))
+    for held in of_stage.values():
+        held.paths |= everywhere
     last = len(of_stage) - 1
     of_stage[0].paths |= entering | (outside - leaving)  # what nothing computes with is the first one's
     of_stage[last].paths |= leaving
@@ -97,7 +101,7 @@ def cut(model: nn.Module, layout: spec.Layout, place: int, head: float) -> Stage
     modules = [_stage(_part(model, [of_stage[number]]), number == 0, number == last, module) for number in mine]
     _check_ties(model, [_part(model, [held]) for held in of_stage.values()])
     shared = _paths(_part(model, [of_stage[0]])) & _paths(_part(model, [of_stage[last]]))
-    return Stages(modules, module, frozenset(shared))
+    return Stages(modules, module, frozenset(shared - everywhere), frozenset(everywhere))
 
 
 class Stage:

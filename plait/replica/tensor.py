@@ -93,12 +93,15 @@ class _Pass:
         return y
 
 
-def cross_entropy(logits_BLV: Tensor, targets_BL: Tensor, first: int, group: ProcessGroup) -> Tensor:
-    """The sum of -log p(target) as model.loss has it, of logits that are spread: this rank's begin at entry `first`.
+def cross_entropy(
+    logits_BLV: Tensor, targets_BL: Tensor, first: int, group: ProcessGroup, vocabulary: int, smoothing: float = 0.0
+) -> Tensor:
+    """The sum of -log p(target) as model.loss has it, of logits that are spread: this rank's begin at entry `first` of `vocabulary`.
 
     Every rank of the group returns the whole sum. Raises RuntimeError at a second backward.
     """
-    return cast(Tensor, _CrossEntropy.apply(logits_BLV.flatten(0, -2), targets_BL.flatten(), first, group))
+    spread = smoothing / vocabulary
+    return cast(Tensor, _CrossEntropy.apply(logits_BLV.flatten(0, -2), targets_BL.flatten(), first, group, smoothing, spread))
 
 
 def gather_logits(logits_BLV: Tensor, group: ProcessGroup, vocabulary: int) -> Tensor:
@@ -121,10 +124,13 @@ def guesses(logits_BLV: Tensor, first: int, group: ProcessGroup) -> Tensor:
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """log p = logit - highest - log(sum of exp(logit - highest)); the gradient, p minus one-hot, is made at once, in place of p."""
+    """log p = logit - highest - log(sum of exp(logit - highest)); the gradient, p minus what is aimed at, is made at once, in place of p.
+
+    smoothing: what a target does not get; each: what every entry gets of it.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first: int, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first: int, group: ProcessGroup, smoothing: float, each: float) -> Tensor:
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         highest_N = _highest(logits_NV, wide)
         torch.distributed.all_reduce(highest_N, torch.distributed.ReduceOp.MAX, group=group)
@@ -133,23 +139,28 @@ class _CrossEntropy(torch.autograd.Function):
         here_N = (index_N >= 0) & (index_N < logits_NV.shape[1])
         rows_n = here_N.nonzero().squeeze(-1)
         sums_2N = p_NV.new_zeros(2, len(targets_N))
-        sums_2N[0, rows_n] = p_NV[rows_n, index_N[rows_n]]
+        if each:
+            torch.sum(p_NV, -1, out=sums_2N[0])
+            sums_2N[0] *= each
+        sums_2N[0, rows_n] += p_NV[rows_n, index_N[rows_n]] * (1.0 - smoothing)
         torch.sum(p_NV.exp_(), -1, out=sums_2N[1])
         torch.distributed.all_reduce(sums_2N, group=group)
         counted_N = targets_N != NO_TARGET
         ctx.gradient_NV = None
         if ctx.needs_input_grad[0]:
             p_NV.mul_((counted_N / sums_2N[1])[:, None])
-            p_NV[rows_n, index_N[rows_n]] -= counted_N[rows_n].to(wide)
+            if each:
+                p_NV -= (counted_N * each)[:, None]
+            p_NV[rows_n, index_N[rows_n]] -= counted_N[rows_n].to(wide) * (1.0 - smoothing)
             ctx.gradient_NV = p_NV.to(logits_NV.dtype)
         return torch.where(counted_N, sums_2N[1].log() - sums_2N[0], 0.0).sum()
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
         if gradient_NV is None:
             raise RuntimeError("cross_entropy hands its gradient out once; call it again for a second backward")
-        return gradient_NV.mul_(scale), None, None, None
+        return gradient_NV.mul_(scale), None, None, None, None, None
 
 
 class _GatherLogits(torch.autograd.Function):

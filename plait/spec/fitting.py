@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from plait.spec.layout import Layout
 from plait.spec.model import Model
+from plait.spec.objective import SIDES_EVEN
 
 
 def misfit(layout: Layout, model: Model, sequence: int) -> str | None:
@@ -16,6 +17,8 @@ def misfit(layout: Layout, model: Model, sequence: int) -> str | None:
 
     A user's own model says what it can when it is cut: of it only sequences are known here.
     """
+    if model.family == "t5":
+        sequence = SIDES_EVEN  # which source and target are multiples of
     for axis in Layout.INNER:
         reason = next(_reasons(axis, layout, model, sequence), None)
         if reason is not None:
@@ -57,17 +60,19 @@ def _tensor(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
             yield f"{name} does not divide model.{setting} = {value}"
     if (sequence // layout.context) % size and ":" not in model.family:
         each = f" / layout.context = {sequence // layout.context}" if layout.context > 1 else ""
-        yield f"{name} does not divide data.sequence = {sequence}{each}, which its ranks share between matrices"
+        yield f"{name} does not divide {_positions(model, sequence)}{each}, which its ranks share between matrices"
 
 
 def _context(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
     size, name = layout.context, f"layout.context = {layout.context}"
+    if model.family == "t5" and layout.context_by == "ring":
+        yield f'{name} by "ring" adds nothing to scores, as model.family = "t5" needs; use layout.context_by = "ulysses"'
     if layout.context_by == "ring":
         if sequence % (2 * size):
-            yield f"{name} cuts a sequence into {2 * size} pieces, which do not divide data.sequence = {sequence}"
+            yield f"{name} cuts a sequence into {2 * size} pieces, which do not divide {_positions(model, sequence)}"
         return
     if sequence % size:
-        yield f"{name} does not divide data.sequence = {sequence}"
+        yield f"{name} does not divide {_positions(model, sequence)}"
     heads = {} if ":" in model.family else {"heads": model.heads, "kv_heads": model.key_value_heads}
     for setting, value in heads.items():
         if value % (size * layout.tensor):
@@ -78,13 +83,22 @@ def _context(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
 def _pipeline(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
     stages = stages_of(layout)
     name = f"layout.pipeline = {layout.pipeline}" + (f' under schedule = "{layout.schedule}"' if stages != layout.pipeline else "")
-    if stages > model.layers:
-        yield f"{name} makes {stages} stages of model.layers = {model.layers}"
-    elif layout.stages is not None and (len(layout.stages) != stages or sum(layout.stages) != model.layers):
+    if stages > model.all_layers:
+        yield f"{name} makes {stages} stages of {_layers(model)}"
+    elif layout.stages is not None and (len(layout.stages) != stages or sum(layout.stages) != model.all_layers):
         yield (
             f"layout.stages = {layout.stages} names {len(layout.stages)} stages of {sum(layout.stages)} layers, "
-            f"and {name} has {stages} of model.layers = {model.layers}"
+            f"and {name} has {stages} of {_layers(model)}"
         )
+
+
+def _positions(model: Model, sequence: int) -> str:
+    return f"data.sequence = {sequence}" if model.family != "t5" else f"the multiples of {sequence} that source and target have positions"
+
+
+def _layers(model: Model) -> str:
+    decoding = f" + model.decoder_layers = {model.all_layers - model.layers}" if model.family == "t5" else ""
+    return f"model.layers = {model.layers}{decoding}"
 
 
 def _expert(layout: Layout, model: Model, sequence: int) -> Iterator[str]:

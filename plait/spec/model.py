@@ -23,10 +23,11 @@ class Mixture(NamedTuple):
 
 
 class Model(Section):
-    """What is computed. The decoder families differ by these settings alone; "bert" is an encoder."""
+    """What is computed. The decoder families differ by these settings alone; "bert" is an encoder, "t5" both."""
 
-    family: str = Field("llama", description='"gpt2", "llama", "moe", "bert", or "package.module:Class", your own model')
-    layers: Positive = Field(4, description="blocks")
+    family: str = Field("llama", description='"gpt2", "llama", "moe", "bert", "t5", or "package.module:Class", your own model')
+    layers: Positive = Field(4, description="blocks; of t5 those of the encoder")
+    decoder_layers: Positive | None = Field(None, description="t5: blocks of the decoder; `layers` when left out")
     width: Positive = Field(192, description="of the residual stream")
     heads: Positive = Field(6, description="of attention; divides width")
     kv_heads: Positive | None = Field(None, description="key and value heads; `heads` when left out")
@@ -35,7 +36,7 @@ class Model(Section):
     qk_norm: bool = Field(False, description="queries and keys are normed, head by head, before they are rotated")
     hidden: Positive | None = Field(None, description="width inside the MLP; the family's usual when left out")
     dropout: Fraction = Field(0.0, description="after the embedding, in attention and after each half of a block")
-    tied: bool | None = Field(None, description="the head reuses the embedding; gpt2 and bert yes, llama no when left out")
+    tied: bool | None = Field(None, description="the head reuses the embedding; gpt2, bert and t5 yes, llama no when left out")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
     recompute: Literal["none", "selective", "full"] = Field(
@@ -44,6 +45,9 @@ class Model(Section):
     recompute_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, description="the layers, from 0 on, that `recompute` is for; all when left out"
     )
+    gated: bool | None = Field(None, description="t5: the MLP is gated GELU, as T5 1.1's, and not ReLU; no when left out")
+    buckets: Annotated[int, Field(ge=4, multiple_of=4)] | None = Field(None, description="t5: kinds of distances; 32 when left out")
+    furthest: Positive | None = Field(None, description="t5: the distance from which on all are of one kind; 128 when left out")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
     experts: Positive | None = Field(None, description="moe: experts in a layer; 8 when left out")
     experts_per_token: Positive | None = Field(None, description="moe: how many of them compute a token; 2 when left out")
@@ -65,8 +69,8 @@ class Model(Section):
         None, description='moe, balance = "bias": what a step moves a bias by; 0.001 when left out'
     )
 
-    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama", "moe", "bert")
-    LATER: ClassVar[tuple[str, ...]] = ("t5",)
+    FAMILIES: ClassVar[tuple[str, ...]] = ("gpt2", "llama", "moe", "bert", "t5")
+    OF_SIDES: ClassVar[tuple[str, ...]] = ("decoder_layers", "gated", "buckets", "furthest")
     OF_MIXTURES: ClassVar[tuple[str, ...]] = (
         "experts",
         "experts_per_token",
@@ -81,10 +85,8 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.family in self.LATER:
-            raise ValueError(f'family = "{self.family}" is not built yet; use "gpt2", "llama", "moe" or "bert"')
         if self.family not in self.FAMILIES and ":" not in self.family:
-            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama", "moe", "bert" or "package.module:Class"')
+            raise ValueError(f'family = "{self.family}" is unknown; use "gpt2", "llama", "moe", "bert", "t5" or "package.module:Class"')
         return self
 
     @model_validator(mode="after")
@@ -100,16 +102,26 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _recomputed(self) -> Self:
-        beyond = [layer for layer in self.recompute_layers or () if layer >= self.layers]
+        beyond = [layer for layer in self.recompute_layers or () if layer >= self.all_layers]
         if beyond:
             raise ValueError(
-                f"recompute_layers names layer {beyond[0]}, and layers = {self.layers} are numbered from 0 to {self.layers - 1}"
+                f"recompute_layers names layer {beyond[0]}, and layers = {self.all_layers} are numbered from 0 to {self.all_layers - 1}"
             )
         return self
 
     def recomputes(self, layer: int) -> Literal["none", "selective", "full"]:
         """What backward computes again of one layer."""
         return self.recompute if self.recompute_layers is None or layer in self.recompute_layers else "none"
+
+    @model_validator(mode="after")
+    def _sided(self) -> Self:
+        given = [name for name in self.OF_SIDES if getattr(self, name) is not None]
+        if self.family in self.FAMILIES and self.family != "t5" and given:
+            raise ValueError(f'{given[0]} belongs to family = "t5"; leave it out with "{self.family}"')
+        unfit = [name for name in ("kv_heads", "qkv_bias") if getattr(self, name)] + (["qk_norm"] if self.qk_norm else [])
+        if self.family == "t5" and unfit:
+            raise ValueError(f'family = "t5" has no {unfit[0]}; leave it out')
+        return self
 
     @model_validator(mode="after")
     def _mixed(self) -> Self:
@@ -137,12 +149,30 @@ class Model(Section):
     @property
     def rotates(self) -> bool:
         """Positions are angles in queries and keys, not vectors of their own."""
-        return not self.layer_norms
+        return not self.layer_norms and self.family != "t5"
 
     @property
     def causal(self) -> bool:
-        """Whether a position sees those before it alone."""
-        return self.family != "bert"
+        """Whether all positions see those before them alone."""
+        return self.family not in ("bert", "t5")
+
+    @property
+    def objective(self) -> str:
+        """The kind of objective that a family learns by."""
+        return {"bert": "masked", "t5": "span"}.get(self.family, "causal")
+
+    @property
+    def all_layers(self) -> int:
+        """Blocks, of both sides where there are two."""
+        return self.layers + (self.decoder_layers or self.layers if self.family == "t5" else 0)
+
+    @property
+    def distance_buckets(self) -> int:
+        return self.buckets or 32
+
+    @property
+    def furthest_distance(self) -> int:
+        return self.furthest or 128
 
     @property
     def key_value_heads(self) -> int:
@@ -158,13 +188,13 @@ class Model(Section):
 
     @property
     def hidden_width(self) -> int:
-        """Inside the MLP: 4 x width for gpt2 and bert; for llama two thirds of that, the next multiple of 64."""
-        usual = 4 * self.width if self.layer_norms else -(-8 * self.width // (3 * 64)) * 64
+        """Inside the MLP: 4 x width for gpt2, bert and t5; for llama two thirds of that, the next multiple of 64."""
+        usual = 4 * self.width if self.layer_norms or self.family == "t5" else -(-8 * self.width // (3 * 64)) * 64
         return self.hidden or usual
 
     @property
     def tied_head(self) -> bool:
-        return self.layer_norms if self.tied is None else self.tied
+        return (self.layer_norms or self.family == "t5") if self.tied is None else self.tied
 
     @property
     def mixture(self) -> Mixture:

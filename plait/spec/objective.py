@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from plait.spec.section import Section
 
+SIDES_EVEN = 16
+"""Source and target are filled up to a multiple of so many positions, so that ranks can share them."""
+
 
 class Objective(Section):
     """What of a sample a model learns to tell."""
 
-    kind: Literal["causal", "masked"] = Field(
-        "causal", description="causal: each token from those before it; masked: a few tokens from all the others (bert)"
+    kind: Literal["causal", "masked", "span"] = Field(
+        "causal",
+        description="causal: each token from those before it; masked: a few tokens from all the others (bert); span: spans of tokens, by a "
+        "decoder, from what an encoder reads of the rest (t5)",
     )
-    rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description="masked: share of the tokens to tell; 0.15 when left out")
+    rate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="masked and span: share of the tokens to tell; 0.15 when left out"
+    )
     whole_words: bool | None = Field(None, description="masked: words are masked as a whole, but for one that would be too much")
+    mean_span: Annotated[float, Field(ge=1)] | None = Field(None, description="span: tokens of a span, on average; 3 when left out")
+
+    BELONGS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "rate": ("masked", "span"),
+        "whole_words": ("masked",),
+        "mean_span": ("span",),
+    }
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        given = [name for name in ("rate", "whole_words") if getattr(self, name) is not None]
-        if self.kind == "causal" and given:
-            raise ValueError(f'{given[0]} belongs to kind = "masked"; leave it out with "causal"')
+        for name, kinds in self.BELONGS.items():
+            if getattr(self, name) is not None and self.kind not in kinds:
+                wanted = " or ".join(f'"{kind}"' for kind in kinds)
+                raise ValueError(f'{name} belongs to kind = {wanted}; leave it out with "{self.kind}"')
         return self

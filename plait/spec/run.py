@@ -61,12 +61,25 @@ class Run(Section):
     def _learnable(self) -> Self:
         """A family learns what it can tell; one's own model what one likes."""
         if self.model.family in Model.FAMILIES and self.settled:
-            wanted, kind = "causal" if self.model.causal else "masked", self.data.objective.kind
+            wanted, kind = self.model.objective, self.data.objective.kind
             if kind != wanted:
                 raise ValueError(
                     f'model.family = "{self.model.family}" and data.objective.kind = "{kind}": this family learns by "{wanted}"; '
                     f'write data.objective = {{ kind = "{wanted}" }}'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sided(self) -> Self:
+        """What an encoder-decoder, whose rows are a source and a target, cannot do."""
+        if self.data.objective.kind == "span" and self.data.document_mask:
+            raise ValueError('data.document_mask = true and data.objective.kind = "span": spans are told of all of a sample; leave one out')
+        twice = self.layout.pipeline > 1 and self.layout.schedule in ("interleaved", "zero_bubble")
+        if self.model.family == "t5" and twice and self.layout.shard > 1 and self.layout.zero > 1:
+            raise ValueError(
+                f'layout.schedule = "{self.layout.schedule}" has two stages on a rank, and with model.family = "t5" both hold its '
+                f'distances, which layout.zero = {self.layout.zero} would cut twice; use zero = 1 or schedule = "1f1b"'
+            )
         return self
 
     @model_validator(mode="after")

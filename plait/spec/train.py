@@ -55,6 +55,7 @@ class Train(Section):
     optimizer: Optimizer = Field(Optimizer(), description="the step")
     schedule: Schedule = Field(Schedule(), description="of the learning rate")
     loss: str = Field("cross_entropy", description='"cross_entropy" or "package.module:function", a sum over tokens')
+    label_smoothing: Fraction = Field(0.0, description="share of each target that all tokens get alike while learning")
     evaluate_every: Duration | None = Field(None, description="measure the validation split so often, and at the end; never when left out")
     evaluate_sequences: Positive | None = Field(None, description="validation sequences per evaluation; all when left out")
     log_every: Duration = Field(Duration("10 steps"), description="a line of the log")
@@ -69,6 +70,12 @@ class Train(Section):
     spike_norm: Annotated[float, Field(gt=0)] | None = Field(None, description="the same of the norm of the gradient")
     spike_skips: Positive = Field(2, description="global batches that are left out for a spike: its own, and those before it")
     spike_limit: Positive = Field(3, description="spikes for which a run returns to the same checkpoint; one more ends it")
+
+    @model_validator(mode="after")
+    def _smoothed(self) -> Self:
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError(f'label_smoothing belongs to loss = "cross_entropy"; leave it out with "{self.loss}"')
+        return self
 
     @model_validator(mode="after")
     def _batches(self) -> Self:

@@ -17,6 +17,8 @@ from plait.cluster.nursery import Nursery
 from plait.data import bpe
 from plait.errors import CheckpointError, UserError
 from plait.model.build import build
+from plait.model.seq2seq import Seq2Seq
+from plait.tasks.beam import Beams, search
 from plait.tasks.generate import generate
 from plait.tasks.huggingface.exporting import export_model
 from plait.tasks.huggingface.importing import import_model
@@ -61,8 +63,12 @@ MODELS = {
         | {"max_position_embeddings": CONTEXT},
     ),
 }
-HEADS = {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM"}
-DECODERS = [name for name in MODELS if name != "bert"]
+T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 12, "d_ff": 56, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4}
+MODELS |= {"t5": ("T5", T5), "t5 gated": ("T5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})}
+HEADS = {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "T5": "ForConditionalGeneration"}
+DECODERS = [name for name, (family, _) in MODELS.items() if family not in ("Bert", "T5")]
+SOURCE = 14
+"""Of a T5's row the first so many tokens."""
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +101,16 @@ def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
 
 
 def theirs(folder: Path) -> nn.Module:
-    kind = "MaskedLM" if "bert" in json.loads((folder / "config.json").read_text())["model_type"] else "CausalLM"
+    kinds = {"bert": "MaskedLM", "t5": "Seq2SeqLM"}
+    kind = kinds.get(json.loads((folder / "config.json").read_text())["model_type"], "CausalLM")
     return getattr(transformers, f"AutoModelFor{kind}").from_pretrained(folder, attn_implementation="eager").eval()
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module) -> torch.Tensor:
-    found = model(tokens())
+    if getattr(model.config if hasattr(model, "config") else model.model, "model_type", "") == "t5":
+        return model(input_ids=tokens()[:, :SOURCE], decoder_input_ids=tokens()[:, SOURCE:]).logits
+    found = model(tokens(), source=SOURCE) if isinstance(model, Seq2Seq) else model(tokens())
     return found if isinstance(found, torch.Tensor) else found.logits
 
 
@@ -128,6 +137,27 @@ def test_a_model_comes_and_goes_unchanged(name: str, saved: Callable[..., Path],
     assert torch.equal(logits_of(back), logits_of(original))
     if name in DECODERS:
         check_writing(trained.module, original, back)
+    elif name.startswith("t5"):
+        check_searching(trained.module, original, back)
+
+
+def check_searching(module: Any, original: Any, back: Any) -> None:
+    """Beams that find the same texts, with whatever length penalty."""
+    for source in tokens(3, 9):
+        for settings in (Beams(beams=1, tokens=12), Beams(beams=4, tokens=12), Beams(beams=3, alpha=0.0, tokens=9), Beams(3, 2.0, 15)):
+            [found] = search(module, [source.tolist()], begin=0, end=1, settings=settings)
+            for theirs_ in (original, back):
+                wanted = theirs_.generate(
+                    source[None],
+                    num_beams=settings.beams,
+                    length_penalty=settings.alpha,
+                    max_new_tokens=settings.tokens,
+                    do_sample=False,
+                    early_stopping=False,
+                    decoder_start_token_id=0,
+                )[0, 1:].tolist()
+                assert found.tokens == [*wanted[: len(found.tokens)]], settings
+                assert set(wanted[len(found.tokens) :]) <= {0}
 
 
 def check_writing(module: nn.Module, original: Any, back: Any) -> None:

@@ -8,10 +8,11 @@ from plait.model.huggingface.decoders import kind_of as kind_of_decoder
 from plait.model.huggingface.dialect import Config, Dialect, Shape, Source, Weight
 from plait.model.huggingface.encoders import BERT
 from plait.model.huggingface.encoders import check as check_encoder
+from plait.model.huggingface.seq2seq import T5
 
 __all__ = ["Config", "Dialect", "Shape", "Source", "Weight", "dialect", "dialect_of"]
 
-_DIALECTS = {dialect.kind: dialect for dialect in (*DECODERS, BERT)}
+_DIALECTS = {dialect.kind: dialect for dialect in (*DECODERS, BERT, T5)}
 
 
 def dialect(kind: str, where: str) -> Dialect:
@@ -28,4 +29,6 @@ def dialect_of(shape: Shape) -> Dialect:
     if shape.model.family == "bert":
         check_encoder(shape)
         return BERT
+    if shape.model.family == "t5":
+        return T5
     return _DIALECTS[kind_of_decoder(shape)]

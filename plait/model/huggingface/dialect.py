@@ -78,7 +78,7 @@ class Config:
 
     def __init__(self, values: Mapping[str, Any], where: str, context: int | None = None) -> None:
         """context: fewer positions than it says, if so many are wanted."""
-        self._values, self.where, self._context = dict(values), where, context
+        self._values, self.where, self.wanted = dict(values), where, context
         self._asked: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
@@ -107,9 +107,9 @@ class Config:
     def context(self, key: str) -> int:
         """How many positions: as many as the config says, or as are wanted. Raises CheckpointError where more are."""
         most: int = self.take(key)
-        if self._context is not None and self._context > most:
-            raise CheckpointError(f"{self.where}: --context {self._context} is more than {key} = {most}")
-        return self._context or most
+        if self.wanted is not None and self.wanted > most:
+            raise CheckpointError(f"{self.where}: --context {self.wanted} is more than {key} = {most}")
+        return self.wanted or most
 
     def lacks(self, key: str, value: Any, has: str) -> CheckpointError:
         return CheckpointError(f"{self.where}: {key} = {value!r} is a feature that plait lacks; it {has}")
@@ -135,7 +135,8 @@ class Config:
 class Dialect:
     """A model_type. read: settings of [model], "vocabulary" and "context", out of a config. write: a config, without what all have.
     weights: what maps. prefix: what names of a model without a head lack. unused: patterns of tensors that no
-    logit hangs on. renamed: endings that names had once."""
+    logit hangs on. renamed: endings that names had once. copies: which
+    tensor has the values of one that was left out as its copy."""
 
     kind: str
     architecture: str
@@ -145,6 +146,7 @@ class Dialect:
     prefix: str = ""
     unused: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
 
 
 _MEANINGLESS = {

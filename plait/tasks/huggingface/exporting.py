@@ -198,7 +198,11 @@ def _describe(folder: Path, to: Path, dialect: Dialect, shape: Shape, dtype: str
     """config.json, and what an import did not bring along."""
     kept = folder / KEPT / theirs.CONFIG
     special = {key: value for key, value in (theirs.read_json(kept) if kept.is_file() else {}).items() if key in SPECIAL}
-    special = special or {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text}
+    end_of_text, begin = tokenizer.end_of_text, tokenizer.token(vocabulary.PADDING)
+    special = special or {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    if shape.model.family == "t5":
+        begin = end_of_text if begin is None else begin
+        special = {"decoder_start_token_id": begin, "pad_token_id": begin, **special}
     told = {"architectures": [dialect.architecture], "model_type": dialect.kind, "dtype": dtype, "torch_dtype": dtype, "use_cache": True}
     _write_json(to / theirs.CONFIG, {**dialect.write(shape), **special, **told})
     if not (to / theirs.GENERATION).exists():

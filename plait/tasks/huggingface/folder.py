@@ -97,6 +97,9 @@ class Tensors:
         """A model that was saved without its head lacks the prefix; what no logit hangs on is left out."""
         if dialect.prefix and not any(name.startswith(dialect.prefix) for name in self._places):
             self._places = {name if name == "lm_head.weight" else dialect.prefix + name: place for name, place in self._places.items()}
+        for name, original in dialect.copies.items():
+            if name not in self._places and original in self._places:
+                self._places[name] = self._places[original]
         for old, new in dialect.renamed.items():
             places = self._places.items()
             self._places = {name.removesuffix(old) + new if name.endswith(old) else name: place for name, place in places}

@@ -92,8 +92,8 @@ def _run_table(settings: Mapping[str, Any], context: int, source: Path, tokenize
     """A run of no data yet; training begins with a run file of one's own."""
     model = {key: value for key, value in settings.items() if value is not None}
     data: dict[str, Any] = {"corpus": [f"none: imported from {source.name}"], "tokenizer": {"file": tokenizer}, "sequence": context}
-    if settings["family"] == "bert":
-        data["objective"] = {"kind": "masked"}
+    if settings["family"] in ("bert", "t5"):
+        data["objective"] = {"kind": "masked" if settings["family"] == "bert" else "span"}
     return {"model": model, "data": data, "train": {"duration": "1 steps"}}
 
 
