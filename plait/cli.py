@@ -84,15 +84,22 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that make up p.", min=0.0, max=1.0)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeat for several.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed writes the same text.")] = 0,
+    beams: Annotated[int | None, typer.Option(help="t5: texts that are followed at once; 4 when left out.", min=1)] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="t5: 0 prefers short texts, 1 the best mean; 1 when left out.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Write text with a trained model, as it comes."""
+    """Write text with a trained model, as it comes; with an encoder-decoder the likeliest, by beam search."""
+    from plait.tasks.beam import Beams
     from plait.tasks.generate import Sampling
-    from plait.tasks.showing import stream
+    from plait.tasks.showing import stream, write_by_beams
     from plait.tasks.trained import load
 
+    trained = load(folder, _device(device))
+    if trained.run.model.family == "t5" or beams is not None or length_penalty is not None:
+        write_by_beams(trained, prompt or [""], Beams(beams or 4, 1.0 if length_penalty is None else length_penalty, tokens))
+        return
     sampling = Sampling(tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop or ()), seed=seed)
-    stream(load(folder, _device(device)), prompt or [""], sampling)
+    stream(trained, prompt or [""], sampling)
 
 
 @app.command("import")

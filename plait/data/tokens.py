@@ -219,9 +219,9 @@ class Prepared:
         weights = dict(enumerate(self._weights()))
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
-        return Split(
-            name, files, [weights[index] for index in filled], sequence, self._data.document_mask, self._masking(sequence), self._augmentation(name)
-        )
+        weighed = [weights[index] for index in filled]
+        told = self._data.document_mask, self._masking(sequence), self._augmentation(name)
+        return Split(name, files, weighed, sequence, *told)
 
     def _weights(self) -> list[float]:
         """By which sources are drawn: weight * tokens^(1/temperature), of the training split, to a thousandth of the whole."""

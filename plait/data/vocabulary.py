@@ -7,12 +7,12 @@ from pathlib import Path
 
 from plait import spec
 from plait.errors import DataError
+from plait.spec.objective import SENTINELS
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
 """The token that stands for a masked one."""
-SENTINELS = 100
 PADDING = "<pad>"
 """What a T5's target begins with; the end of text where a tokenizer has none."""
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from plait.spec.augment import Augment
 from plait.spec.cache import Cache
 from plait.spec.clean import Clean
-from plait.spec.objective import Objective
+from plait.spec.objective import SENTINELS, Objective
 from plait.spec.places import Place
 from plait.spec.section import Positive, Section
 from plait.spec.split import SOURCE, Splits
@@ -106,6 +106,16 @@ class Data(Section):
     def _cached(self) -> Self:
         if self.cache is not None and "://" not in self.prepared:
             raise ValueError(f"cache is for token files in a store, and prepared = {self.prepared!r} is a folder; leave cache out")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_sentinels(self) -> Self:
+        least = 256 + 1 + SENTINELS
+        if self.objective.kind == "span" and self.tokenizer.train is not None and self.tokenizer.train < least:
+            raise ValueError(
+                f'tokenizer.train = {self.tokenizer.train} leaves no room for {SENTINELS} sentinels, which objective.kind = "span" needs '
+                f"beside 256 bytes and the end of text; write {least} or more"
+            )
         return self
 
     @model_validator(mode="after")

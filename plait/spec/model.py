@@ -118,9 +118,9 @@ class Model(Section):
         given = [name for name in self.OF_SIDES if getattr(self, name) is not None]
         if self.family in self.FAMILIES and self.family != "t5" and given:
             raise ValueError(f'{given[0]} belongs to family = "t5"; leave it out with "{self.family}"')
-        unfit = [name for name in ("kv_heads", "qkv_bias") if getattr(self, name)] + (["qk_norm"] if self.qk_norm else [])
-        if self.family == "t5" and unfit:
-            raise ValueError(f'family = "t5" has no {unfit[0]}; leave it out')
+        unfit = {"kv_heads": self.key_value_heads != self.heads, "qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm}
+        if self.family == "t5" and any(unfit.values()):
+            raise ValueError(f'family = "t5" has no {next(name for name, given in unfit.items() if given)}; leave it out')
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,8 @@ from plait.spec.section import Section
 
 SIDES_EVEN = 16
 """Source and target are filled up to a multiple of so many positions, so that ranks can share them."""
+SENTINELS = 100
+"""That a tokenizer that is trained here has, as T5's."""
 
 
 class Objective(Section):

@@ -90,7 +90,8 @@ def stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Sampli
 
 def _texts(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], settings: Sampling) -> list[_Text]:
     if isinstance(model, Layered) and not model.model.causal:
-        raise UserError(f'model.family = "{model.model.family}" tells tokens that are hidden, and writes no text')
+        wants = "writes by beams: plait.tasks.beam" if model.model.family == "t5" else "tells tokens that are hidden, and writes no text"
+        raise UserError(f'model.family = "{model.model.family}" {wants}')
     context: int | None = getattr(model, "context", None)
     encoded = [[tokenizer.end_of_text, *ids.tolist()] for ids in tokenizer.encode(prompts)]
     for number, ids in enumerate(encoded):

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from plait.data.prepare import Progress
 from plait.data.tokens import SPLITS, Prepared
+from plait.errors import UserError
 from plait.train.folder import read_run
 
 if TYPE_CHECKING:
     from plait.cluster.doctor import Finding
+    from plait.tasks.beam import Beams
     from plait.tasks.evaluate import Score
     from plait.tasks.generate import Sampling
     from plait.tasks.pretrain import Result
@@ -88,7 +90,7 @@ def conclusion(result: Result) -> str:
     lines = [f"{result.folder}: {result.step} steps done"]
     if result.evaluated is not None:
         lines.append(f"validation loss {result.evaluated.loss:.4f} after step {result.evaluated.step}")
-    writes = read_run(result.folder).model.causal
+    writes = read_run(result.folder).model.family != "bert"
     lines.append(f'next: plait generate {result.folder} --prompt "..."' if writes else f"next: plait evaluate {result.folder}")
     return "\n".join(lines)
 
@@ -99,6 +101,19 @@ def score_lines(score: Score) -> str:
         f"  over {score.tokens:,} tokens\n"
         f"unigram entropy {score.unigram_entropy:.4f}: the model is {score.unigram_entropy - score.loss:+.4f} nats a token better"
     )
+
+
+def write_by_beams(trained: Trained, sources: list[str], beams: Beams) -> None:
+    """What an encoder-decoder writes from each source, a line each."""
+    from plait.model.seq2seq import Seq2Seq
+    from plait.tasks.beam import write
+
+    if not isinstance(trained.module, Seq2Seq):
+        raise UserError(
+            f'--beams and --length-penalty are for an encoder-decoder, and model.family = "{trained.run.model.family}"; leave them out'
+        )
+    for text in write(trained.module, trained.tokenizer, sources, beams):
+        print(text)
 
 
 def stream(trained: Trained, prompts: list[str], sampling: Sampling) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from plait import spec
 from plait.data import bpe, chance
 from plait.data.batches import NO_TARGET, Batches, EvaluationBatches
-from plait.data.objective import Masking, build
+from plait.data.objective import Masking, Spans, build
 from plait.data.tokenizer import load
 from plait.data.tokens import Split, TokenFile
 from plait.data.words import LONGEST, Words
@@ -102,7 +103,7 @@ def test_whole_words_are_hidden_together_and_still_exactly_so_many() -> None:
 def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(bpe.train(["a b"], 257))
     with pytest.raises(DataError, match=r"needs a tokenizer with a mask token, .* <\|mask\|>, \[MASK\]"):
-        build(spec.Objective(kind="masked"), load(tmp_path / "tokenizer.json"))
+        build(spec.Objective(kind="masked"), load(tmp_path / "tokenizer.json"), 16)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
     [
         ({"family": "bert"}, {}, r'family = "bert" and data.objective.kind = "causal".* kind = "masked"'),
         ({"family": "gpt2"}, {"kind": "masked"}, r'this family learns by "causal"'),
-        ({}, {"rate": 0.1}, r'rate belongs to kind = "masked"'),
+        ({}, {"rate": 0.1}, r'rate belongs to kind = "masked" or "span"'),
     ],
     ids=str,
 )
@@ -118,3 +119,75 @@ def test_what_a_family_cannot_learn_is_refused(model: dict, objective: dict, tol
     table = {"model": model, "data": {"corpus": ["a"], "objective": objective}, "train": {"duration": "1 steps"}}
     with pytest.raises(RunFileError, match=told):
         spec.parse(table)
+
+
+class OfSpans:
+    """Spans of rows of 24 tokens; sentinels from 900 down."""
+
+    masking = Spans(24, 0.25, 2.0, first_sentinel=900, begin=950, end=951)
+
+    @classmethod
+    def batches(cls) -> Batches:
+        train = spec.Train(duration=spec.Duration("10 steps"), batch=9, micro_batch=1, seed=3)
+        return Batches(replace(split(200, 24), masking=cls.masking), train, "f")
+
+
+def test_a_source_and_its_target_are_the_row_again() -> None:
+    read = OfSpans.batches().read(1, 0, 9)
+    source = read.source
+    assert (source, read.tokens_BL.shape[1]) == (32, 32 + 16)
+    for row in range(9):
+        shown = read.tokens_BL[row, :source][read.documents_BL[row, :source] == 0]  # type: ignore[index]
+        told = read.targets_BL[row][read.targets_BL[row] != NO_TARGET]
+        assert shown[-1] == told[-1] == 951
+        spans: dict[int, list[int]] = {}
+        for token in told[:-1]:
+            if token > 800:
+                spans[int(token)] = []
+            else:
+                spans[list(spans)[-1]].append(int(token))
+        again = [each for token in shown[:-1] for each in (spans[int(token)] if token > 800 else [int(token)])]
+        assert again == list(range(again[0], again[0] + len(again)))
+        assert list(spans) == list(range(900, 900 - len(spans), -1))
+        begins = read.tokens_BL[row, source]
+        assert begins == 950
+        assert np.array_equal(read.tokens_BL[row, source + 1 : source + len(told)], told[:-1])
+        assert (read.targets_BL[row, :source] == NO_TARGET).all()
+
+
+def test_the_divisor_of_spans_is_known_too_and_they_follow_no_cut() -> None:
+    for step in (1, 2, 3):
+        read = OfSpans.batches().read(step, 0, 9)
+        assert (read.targets_BL != NO_TARGET).sum() == OfSpans.batches().targets(step)
+        assert np.array_equal(OfSpans.batches().read(step, 3, 7).tokens_BL, read.tokens_BL[3:7])
+
+
+def test_a_tokenizer_without_enough_sentinels_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(bpe.train(["a b"], 258, ["<|endoftext|>", "<extra_id_0>"]))
+    with pytest.raises(DataError, match=r"needs 7 sentinels in sequences of 128 tokens, <extra_id_0> and so on"):
+        build(spec.Objective(kind="span"), load(tmp_path / "tokenizer.json"), 128)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"layout": {"context": 2}}, r'layout.context = 2 by "ring" adds nothing to scores'),
+        ({"layout": {"tensor": 3}, "model": {"heads": 3, "width": 48, "hidden": 48}}, r"does not divide the multiples of 16"),
+        ({"layout": {"pipeline": 2, "schedule": "interleaved", "shard": 2}}, r"would cut twice; use zero = 1"),
+        ({"layout": {"pipeline": 5}}, r"model.layers = 2 \+ model.decoder_layers = 2"),
+        ({"data": {"tokenizer": {"train": 300}}}, r"tokenizer.train = 300 leaves no room for 100 sentinels.* 357 or more"),
+        ({"data": {"document_mask": True}}, r"spans are told of all of a sample"),
+        ({"model": {"kv_heads": 2}}, r'family = "t5" has no kv_heads'),
+        ({"model": {"family": "llama", "gated": True}}, r'gated belongs to family = "t5"'),
+        ({"train": {"label_smoothing": 0.1, "loss": "a:b"}}, r"label_smoothing belongs to loss"),
+    ],
+    ids=str,
+)
+def test_what_an_encoder_decoder_cannot_do_is_refused(table: dict, told: str) -> None:
+    usual = {
+        "model": {"family": "t5", "layers": 2, "width": 64, "heads": 4},
+        "data": {"corpus": ["a"], "objective": {"kind": "span"}},
+        "train": {"duration": "1 steps"},
+    }
+    with pytest.raises(RunFileError, match=told):
+        spec.parse({name: {**usual.get(name, {}), **table.get(name, {})} for name in usual | table})

@@ -77,3 +77,18 @@ def test_a_users_loss_is_found_and_its_signature_checked():
         load_loss("plait.model.init:draw")
     with pytest.raises(RunFileError, match=r"train\.loss.*no function"):
         load_loss("plait.model.loss:NO_TARGET")
+
+
+def test_smoothed_targets_are_those_of_torch():
+    logits = torch.randn(3, 5, 40, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 40, (3, 5))
+    targets[0, :2] = losses.NO_TARGET
+    loss = cross_entropy(logits, targets, 0.15)
+    loss.backward()
+    ours, logits.grad = logits.grad, None
+    wanted = functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=losses.NO_TARGET, reduction="sum", label_smoothing=0.15
+    )
+    wanted.backward()
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, logits.grad, rtol=1e-10, atol=1e-12)

@@ -47,6 +47,17 @@ def mixtures(draw):
     )
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"gated": True, "decoder_layers": 3}, {"tied": False, "head_size": 5}, {"buckets": 8, "hidden": 7}], ids=str
+)
+def test_counts_of_an_encoder_decoder_are_those_of_the_built_one(changes):
+    model = spec.Model(**{"family": "t5", "layers": 2, "width": 12, "heads": 3, **changes})
+    built = build(model, 30, 16, 0)
+    assert parameters(model, 30, 16) == sum(parameter.numel() for parameter in built.parameters())
+    in_blocks = sum(parameter.numel() for parameter in built.blocks.parameters() if parameter.ndim == 2)
+    assert matmul_parameters(model, 30) == in_blocks + 30 * model.width
+
+
 @settings(max_examples=60, deadline=None)
 @given(models(), st.integers(2, 30), st.integers(1, 9))
 def test_counts_are_those_of_the_built_model(model, vocabulary, sequence):

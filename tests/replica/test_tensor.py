@@ -130,7 +130,7 @@ class Plain(nn.Module):
         return self.head(x_BLD + self.down(functional.gelu(self.up(x_BLD).cumsum(1))))
 
 
-def spread_loss(rank: int, size: int, group: Any) -> list[float]:
+def spread_loss(rank: int, size: int, group: Any, smoothing: float) -> list[float]:
     """Largest differences of loss, gradient and guesses between spread logits and whole ones; a vocabulary of 5 over 4 ranks."""
     torch.distributed.init_process_group("gloo", store=local_store(Path(meeting(group, tempfile.mkdtemp()))), rank=rank, world_size=size)
     from plait.model.loss import cross_entropy
@@ -143,7 +143,7 @@ def spread_loss(rank: int, size: int, group: Any) -> list[float]:
     first, end = chunk_span(5, rank, size)
     part = whole.detach()[..., first:end].clone().requires_grad_()
     world = torch.distributed.group.WORLD
-    one, other = cross_entropy(whole, targets), tensor.cross_entropy(part, targets, first, world)
+    one, other = cross_entropy(whole, targets, smoothing), tensor.cross_entropy(part, targets, first, world, 5, smoothing)
     one.backward()
     other.backward()
     guesses = tensor.guesses(part.detach(), first, world)
@@ -155,8 +155,9 @@ def spread_loss(rank: int, size: int, group: Any) -> list[float]:
     ]
 
 
-def test_a_loss_of_spread_logits_is_that_of_whole_ones_though_some_ranks_hold_none() -> None:
-    for loss, gradient, guesses in run_distributed("tests.replica.test_tensor:spread_loss", 4):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_loss_of_spread_logits_is_that_of_whole_ones_though_some_ranks_hold_none(smoothing: float) -> None:
+    for loss, gradient, guesses in run_distributed("tests.replica.test_tensor:spread_loss", 4, smoothing=smoothing):
         assert loss < 1e-10
         assert gradient < 1e-12
         assert guesses == 0

@@ -145,7 +145,9 @@ def check_searching(module: Any, original: Any, back: Any) -> None:
     """Beams that find the same texts, with whatever length penalty."""
     for source in tokens(3, 9):
         for settings in (Beams(beams=1, tokens=12), Beams(beams=4, tokens=12), Beams(beams=3, alpha=0.0, tokens=9), Beams(3, 2.0, 15)):
-            [found] = search(module, [source.tolist()], begin=0, end=1, settings=settings)
+            [greedy_] = search(module, [source.tolist()], begin=0, end=-1, settings=Beams(1, 1.0, 4))
+            end = greedy_.tokens[-1]  # so that texts end, and beams compete
+            [found] = search(module, [source.tolist()], begin=0, end=end, settings=settings)
             for theirs_ in (original, back):
                 wanted = theirs_.generate(
                     source[None],
@@ -155,6 +157,8 @@ def check_searching(module: Any, original: Any, back: Any) -> None:
                     do_sample=False,
                     early_stopping=False,
                     decoder_start_token_id=0,
+                    eos_token_id=end,
+                    pad_token_id=0,
                 )[0, 1:].tolist()
                 assert found.tokens == [*wanted[: len(found.tokens)]], settings
                 assert set(wanted[len(found.tokens) :]) <= {0}

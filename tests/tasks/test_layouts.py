@@ -41,7 +41,15 @@ GPT2 = {"model__family": "gpt2", "model__kv_heads": None, "data__document_mask":
 MOE = {"model__family": "moe", "model__experts": 4, "model__shared_experts": 1, "model__auxiliary": 0.01}
 QWEN = {"model__qk_norm": True, "model__qkv_bias": True, "model__head_size": 12}
 BERT = {"model__family": "bert", "model__kv_heads": None, "data__objective": {"kind": "masked", "whole_words": True}}
-FAMILIES = {"llama": {}, "gpt2": GPT2, "moe": MOE, "qwen": QWEN, "bert": BERT}
+T5 = {
+    "model__family": "t5",
+    "model__kv_heads": None,
+    "data__objective": {"kind": "span"},
+    "data__sequence": 32,
+    "data__tokenizer": {"train": 400},
+    "train__label_smoothing": 0.1,
+}
+FAMILIES = {"t5": T5, "llama": {}, "gpt2": GPT2, "moe": MOE, "qwen": QWEN, "bert": BERT}
 
 LAYOUTS = [
     ("llama", {"tensor": 2}),
@@ -58,6 +66,9 @@ LAYOUTS = [
     slow("qwen", {"tensor": 2}),
     ("bert", {"context": 2, "tensor": 2}),
     slow("bert", {"pipeline": 2, "shard": 2}),
+    ("t5", {"pipeline": 2, "tensor": 2}),
+    slow("t5", {"shard": 2, "context": 2, "context_by": "ulysses"}),
+    slow("t5", {"replicas": 2, "pipeline": 2, "schedule": "interleaved"}),
     slow("bert", {"replicas": 2, "context": 2, "context_by": "ulysses"}),
     ("gpt2", {"pipeline": 2}),
     slow("llama", {"pipeline": 2, "schedule": "gpipe", "tensor": 2}),

@@ -68,7 +68,7 @@ def import_model(source: str | Path, out: str | Path, *, context: int | None = N
             run = _claim(folder, source, shape, tokenizer)
             written = _write(folder.checkpoints, weights, tensors, run)
     _keep(source, out, values)
-    return Imported(out, dialect.kind, sum(math.prod(weight.shape) for weight in weights), written.bytes, shape.model.causal)
+    return Imported(out, dialect.kind, sum(math.prod(weight.shape) for weight in weights), written.bytes, shape.model.family != "bert")
 
 
 def _described(values: dict[str, Any], where: Path, context: int | None) -> tuple[Dialect, Shape]:
