@@ -150,7 +150,7 @@ class _CrossEntropy(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             p_NV.mul_((counted_N / sums_2N[1])[:, None])
             if each:
-                p_NV -= (counted_N * each)[:, None]
+                p_NV -= counted_N.to(wide)[:, None] * each
             p_NV[rows_n, index_N[rows_n]] -= counted_N[rows_n].to(wide) * (1.0 - smoothing)
             ctx.gradient_NV = p_NV.to(logits_NV.dtype)
         return torch.where(counted_N, sums_2N[1].log() - sums_2N[0], 0.0).sum()
