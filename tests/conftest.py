@@ -12,6 +12,9 @@ from plait import events
 from plait.cluster.nursery import Nursery
 from plait.testing.processes import warm_nursery
 from tests.runs import write_corpus
+from tests.store.park import park
+
+__all__ = ["corpus", "nursery", "park", "prepared"]
 
 
 @pytest.fixture(scope="session")

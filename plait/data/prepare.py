@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import spec
-from plait.data import kept, sources, tokens, vocabulary
+from plait.data import fetched, kept, sources, tokens, vocabulary
 from plait.data.hashes import Hashes
 from plait.data.preparation import Preparation
 from plait.data.progress import Listener, Progress
@@ -44,8 +44,8 @@ def find(data: spec.Data) -> Prepared | None:
     prepared = kept.place(data)
     if not prepared.is_dir():
         return None
-    found = sources.resolve(data)
-    return _opened(data, _request(data, found, Hashes(prepared)))
+    here = fetched.here(data, prepared)
+    return _opened(data, _request(here, sources.resolve(here), Hashes(prepared)))
 
 
 def prepare(data: spec.Data, *, listener: Listener = lambda progress: None) -> Prepared:
@@ -53,18 +53,25 @@ def prepare(data: spec.Data, *, listener: Listener = lambda progress: None) -> P
 
     Raises DataError: a mistake in the corpus or the tokenizer, no space left. WorkerFailed: a process died.
     """
-    found = sources.resolve(data)
     prepared = kept.place(data)
-    with _space(prepared, found, data):
-        prepared.mkdir(parents=True, exist_ok=True)
-        _sum(prepared, found, listener)
-        folder = prepared / _request(data, found, Hashes(prepared))
-        if (ready := _opened(data, folder.name)) is not None:
-            return ready
-        with durable.locked(prepared / f"{folder.name}.lock"):
-            if not folder.exists():
-                Preparation(data, found, folder, listener).run(lambda: _request(data, found, Hashes(prepared)) == folder.name)
-            kept.keep(data, folder)
+    with fetched.named(prepared):
+        here = fetched.here(data, prepared)
+        found = sources.resolve(here)
+        with _space(prepared, found, here):
+            return _prepared(data, here, found, prepared, listener)
+
+
+def _prepared(data: spec.Data, here: spec.Data, found: list[Source], prepared: Path, listener: Listener) -> Prepared:
+    """data: as the run file has it; here: with what it names brought here."""
+    prepared.mkdir(parents=True, exist_ok=True)
+    _sum(prepared, found, listener)
+    folder = prepared / _request(here, found, Hashes(prepared))
+    if (ready := _opened(data, folder.name)) is not None:
+        return ready
+    with durable.locked(prepared / f"{folder.name}.lock"):
+        if not folder.exists():
+            Preparation(here, found, folder, listener).run(lambda: _request(here, found, Hashes(prepared)) == folder.name)
+        kept.keep(data, folder)
     made = _opened(data, folder.name)
     assert made is not None
     return made

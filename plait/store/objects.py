@@ -111,6 +111,8 @@ class AlluxioStore(S3Store):
     The proxy takes a user's name for a key, and puts without a condition: `create` looks first, and two at once may both be told True.
     """
 
+    conditional = False
+
     def _opened(self) -> Any:
         endpoint = f"http://{self.location.host}:{self.location.port or _ALLUXIO_PORT}/api/v1/s3"
         return self._s3(endpoint_url=endpoint, key=os.environ.get("ALLUXIO_USER") or os.environ.get("USER") or "plait", secret="-")

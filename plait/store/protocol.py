@@ -31,6 +31,8 @@ class Store(ABC):
     """Bytes that one value may have, where the system sets a limit."""
     lists = True
     """Whether the system can say what it holds."""
+    conditional = True
+    """Whether `create` is one operation of the system; else it looks first, and then writes."""
 
     def __init__(self, location: Location) -> None:
         self.location = location

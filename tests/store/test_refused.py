@@ -10,7 +10,7 @@ import pytest
 from plait import cli, store
 from plait.errors import StorageError, StorageFailed
 from tests.store import servers
-from tests.store.conftest import Park
+from tests.store.park import Park
 
 
 @pytest.fixture
