@@ -19,8 +19,19 @@ EVERY = 50
 
 def measure(place: Place) -> list[Figure]:
     every = 10 if place.effort.tiny else EVERY
+    stalled, lost, size = _trained(place, every, "saving")
+    _, copied, _ = _trained(place, every, "copying", f'checkpoint.copy="{place.new("there")}"')
+    return [
+        Figure.of(f"stalled by checkpoints, 25M parameters, one each {every} steps", STALLED, stalled, at_least=False, detail=size),
+        Figure.of("lost to checkpoints, the writer's share of the cores included", STALLED, lost, at_least=False),
+        Figure.of("lost to checkpoints that are copied to a second home on the same disk", STALLED, copied, at_least=False),
+    ]
+
+
+def _trained(place: Place, every: int, name: str, *overrides: str) -> tuple[list[float], list[float], str]:
+    """Of each save what training was held up, of each window what was lost, both in parts of a window; and what a save takes."""
     run_file = place.run_file(MIDDLE, train={"batch": 4, "micro_batch": 4})
-    with PlaitTraining(run_file, place.new("out"), f'checkpoint.every="{every} steps"', name="saving") as saving:
+    with PlaitTraining(run_file, place.new(name), f'checkpoint.every="{every} steps"', *overrides, name=name) as saving:
         saving.run(WARM)
         [ticks] = saving.run(every * max(1, place.effort.rounds // 2) + 1)
         while not saving.saved:  # the last one may still be under way
@@ -28,9 +39,5 @@ def measure(place: Place) -> list[Figure]:
     steps = [end - start for (start, _), (end, _) in pairwise(ticks)]
     pace = every * statistics.median(steps)
     lost = [sum(steps[first : first + every]) / pace - 1 for first in range(0, len(steps) - every + 1, every)]
-    stalled = [saved["stalled"] / pace for saved in saving.saved]
     size = f"{saving.saved[-1]['bytes'] / 2**20:,.0f} MiB in {statistics.median(saved['seconds'] for saved in saving.saved):.1f} s"
-    return [
-        Figure.of(f"stalled by checkpoints, 25M parameters, one each {every} steps", STALLED, stalled, at_least=False, detail=size),
-        Figure.of("lost to checkpoints, the writer's share of the cores included", STALLED, lost, at_least=False),
-    ]
+    return [saved["stalled"] / pace for saved in saving.saved], lost, size

@@ -122,6 +122,7 @@ def test_a_webhook_that_fails_twice_is_told_in_the_end_and_in_order(server: Serv
     assert server.asked == [("POST", "/services/T0/SECRET")] * 4
     told = capsys.readouterr().err
     assert "answered 503 Service Unavailable; trying again" in told
+    assert told.count("trying again") == 1
     assert "given up" not in told
     assert "SECRET" not in told
 
