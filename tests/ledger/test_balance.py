@@ -188,7 +188,7 @@ def test_a_straggler_is_told_what_was_done_about_it() -> None:
         assert [event.phase for event in told] == ["computing", "data"]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     some.sampled_from(["measured", "dynamic", "auto"]),
     some.integers(2, 4),
@@ -266,7 +266,7 @@ def test_equal_speeds_and_a_good_size_change_nothing() -> None:
     assert not sized("auto", [100.0, 104.0], 6, 32, 0.01)[1]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     some.sampled_from(["dynamic", "auto"]),
     some.integers(1, 4),

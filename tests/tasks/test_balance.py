@@ -99,6 +99,7 @@ def test_replicas_die_while_shares_follow_speeds(curve: Trainer, alone: list[eve
     assert len(curve.of("killed", events.Lost)) == 3
 
 
+@pytest.mark.slow
 def test_a_divisor_by_share_is_seen(curve: Trainer, alone: list[events.Step], monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above is able to fail."""
     monkeypatch.setattr(local, "WORKER", "tests.paces:dividing_by_share")
