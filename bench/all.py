@@ -39,6 +39,7 @@ BENCHMARKS = (
     "loader",
     "checkpoints",
     "preparing",
+    "cleaning",
     "huggingface",
     "generate",
     "gpu",

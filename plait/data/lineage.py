@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plait import spec
-from plait.data import sources, splits
+from plait.data import sources
 from plait.data.cleaning import cleaner
 from plait.data.cleaning.rules import SETS
 from plait.data.records import KEPT, Lineage, Step
@@ -35,10 +35,6 @@ def told(data: spec.Data, found: list[sources.Source], rows: np.ndarray, aside: 
         broken=aside["counts"],
         first_broken=aside["first"],
     )
-
-
-def split_name(number: int) -> str:
-    return splits.SPLITS[number]
 
 
 def _change(name: str, bit: int, data: spec.Data, rows: np.ndarray) -> Step:

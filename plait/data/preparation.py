@@ -61,6 +61,8 @@ class Preparation:
         for cut_short in self._making.glob("**/*.part"):
             cut_short.unlink()
         if not (self._making / tokens.MANIFEST).exists():
+            if self._data.studied:
+                cleaner.check_installed(self._data.clean, study.similarity(self._data) is not None)
             with Workers(self._processes()) as workers:
                 if self._data.studied:
                     self._study(workers)
@@ -167,6 +169,7 @@ class Preparation:
     def _study(self, workers: Workers) -> None:
         if (self._pieces / study.DECIDED).exists():
             return
+        self._tell("cleaning", 0)
         evaluation = self._evaluation()
         numbers: list[int] = []
         with self._accounted() as aside:

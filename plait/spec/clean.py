@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -48,7 +49,10 @@ class Clean(Section):
     against_words: Positive = Field(13, description="words of such a sequence")
 
     @model_validator(mode="after")
-    def _something_to_look_for(self) -> Self:
+    def _sensible(self) -> Self:
+        for language in [*self.languages, *(language for language in self.limits if language != "*")]:
+            if not re.fullmatch("[a-z]{2,3}", language):
+                raise ValueError(f'{language!r} is no code of a language; write "en" for English, "zh" for Chinese')
         for language, limits in self.limits.items():
             for name in ("words", "mean_word"):
                 bounds = getattr(limits, name)

@@ -49,6 +49,7 @@ def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> No
         "balance",
         "first_step",
         "loader",
+        "cleaning",
         "checkpoints",
         "huggingface",
     ],

@@ -1,5 +1,6 @@
 """Cleaning: each step, each rule in English and in Chinese, duplicates, evaluation sets; the same whoever does it."""
 
+import importlib.util
 import json
 import random
 import signal
@@ -12,12 +13,12 @@ import numpy as np
 import pytest
 
 from plait import spec
-from plait.data import chunks, prepare, records, worker
+from plait.data import chunks, preparation, prepare, records, worker
 from plait.data.cleaning import cleaner, languages, near, repair, rules
 from plait.data.cleaning.cleaner import Cleaner
 from plait.data.cleaning.words import Words
 from plait.data.tokens import Prepared
-from plait.errors import DataError
+from plait.errors import DataError, RunFileError
 
 NONE = np.zeros(0, np.uint64)
 ENGLISH = (
@@ -281,3 +282,23 @@ def test_a_killed_cleaning_goes_on_where_it_was(tmp_path: Path, monkeypatch: pyt
     assert not {int(name) for name in done} & set(asked)
     assert bool(asked) == (stage == "cleaning")
     assert not list(Path(data.prepared).glob("**/*.part"))
+
+
+def test_a_library_that_is_missing_is_told_before_any_process_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "Workers", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda library: None)
+    with pytest.raises(DataError, match=r"data.clean: near-duplicates needs rensa: pip install 'plait\[clean\]'"):
+        prepare.prepare(told(tmp_path, prose(3)))
+
+
+@pytest.mark.parametrize(
+    ("clean", "message"),
+    [
+        ({"languages": ["english"]}, "'english' is no code of a language"),
+        ({"limits": {"Chinese": {}}}, "'Chinese' is no code of a language"),
+        ({"limits": {"en": {"words": [9, 3]}}}, r"limits.en.words = \[9.0, 3.0\] is \[fewest, most\]"),
+    ],
+)
+def test_settings_that_make_no_sense(clean: dict[str, Any], message: str) -> None:
+    with pytest.raises(RunFileError, match=message):
+        spec.parse({"data": {"corpus": ["a"], "clean": clean}, "train": {"duration": "1 steps"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -76,6 +77,17 @@ class Cleaner:
         places = np.minimum(np.searchsorted(self._evaluation, grams), len(self._evaluation) - 1)
         shared = int((self._evaluation[places] == grams).sum())
         return Verdict(EVALUATION, shared, 0) if shared else None
+
+
+def check_installed(clean: spec.Clean | None, similar: bool) -> None:
+    """Raises DataError: a library that will be needed is not installed."""
+    needed = {"rensa": "near-duplicates"} if similar else {}
+    if clean is not None:
+        needed |= {"ftfy": "repair"} if clean.repair else {}
+        needed |= {"py3langid": "languages and rules"} if clean.languages or clean.rules else {}
+    for library, what in needed.items():
+        if importlib.util.find_spec(library) is None:
+            raise repair.missing(what, library)
 
 
 def changes(clean: spec.Clean | None) -> list[str]:

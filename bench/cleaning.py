@@ -1,0 +1,183 @@
+"""Cleaning and deduplication: plait's pipeline around its rules and libraries, the same work by datatrove's filters, and memory.
+
+datatrove is measured where it is installed (pip install datatrove); its words are cut as ours are, since it asks spaCy for them. Times are
+of processors, the parent's and its worker's, so that what else runs on the machine weighs little.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from place import Figure, Place
+
+from plait import spec
+from plait.data import sources
+
+OURS, RATIO, MEMORY, FLAT = 0.85, 0.87, 800.0, 1.25
+BYTES = {"full": 1 << 30, "quick": 1 << 26, "tiny": 1 << 20}
+CLEANED = {"full": 1 << 26, "quick": 1 << 24, "tiny": 1 << 19}
+
+PREPARE = """
+import json, os, sys
+from plait import spec
+from plait.data import prepare
+
+def family():
+    pids = [os.getpid()]
+    for task in os.listdir("/proc/self/task"):
+        pids += map(int, open(f"/proc/self/task/{task}/children").read().split())
+    return pids
+
+def held():
+    return sum(int(open(f"/proc/{pid}/statm").read().split()[1]) for pid in family()) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+def seconds():
+    times = [open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[11:13] for pid in family()]
+    return sum(int(ticks) for each in times for ticks in each) / os.sysconf("SC_CLK_TCK")
+
+stages, memory = {}, []
+def listener(progress):
+    now = seconds()
+    stages.setdefault(progress.stage, [now, now])[1] = now
+    memory.append([progress.stage, held()])
+
+run = spec.load(sys.argv[1])
+prepared = prepare.prepare(run.data, listener=listener)
+first, last = stages["cleaning"][0], stages["training the tokenizer" if "training the tokenizer" in stages else "tokenising"][0]
+print(json.dumps({"seconds": last - first, "memory": memory, "documents": len(prepared.records()),
+                  "tokens": sum(prepared.tokens(split) for split in ("train", "validation", "test"))}))
+"""
+ALONE = """
+import json, sys, time
+import numpy as np
+from plait import spec
+from plait.data import sources
+from plait.data.cleaning.cleaner import Cleaner
+data = spec.load(sys.argv[1]).data
+cleaner = Cleaner(data.clean, np.zeros(0, np.uint64), True)
+cleaner("one")
+texts = [document.text for file in sources.every_file(sources.resolve(data)) for document in sources.documents(file, data)]
+began = time.process_time()
+kept = sum(cleaner(text).verdict is None for text in texts)
+print(json.dumps({"seconds": time.process_time() - began, "kept": kept, "characters": sum(map(len, texts))}))
+"""
+DATATROVE = """
+import json, sys, time, types
+import ftfy
+from datatrove.data import Document
+from datatrove.pipeline.filters import gopher_quality_filter, gopher_repetition_filter
+from py3langid import classify
+from rensa import RMinHash
+from plait import spec
+from plait.data import sources
+from plait.data.cleaning.words import Words
+for module in (gopher_quality_filter, gopher_repetition_filter):
+    module.split_into_words = lambda text, language: Words(text).all
+quality, repetition = gopher_quality_filter.GopherQualityFilter(), gopher_repetition_filter.GopherRepetitionFilter()
+data = spec.load(sys.argv[1]).data
+texts = [document.text for file in sources.every_file(sources.resolve(data)) for document in sources.documents(file, data)]
+classify("one")
+began = time.process_time()
+for number, text in enumerate(texts):
+    text = ftfy.fix_text(text)
+    classify(text[:1000])
+    document = Document(text=text, id=str(number))
+    if quality.filter(document) is True and repetition.filter(document) is True:
+        words = Words(text).all
+        sign = RMinHash(num_perm=128, seed=1)
+        sign.update([" ".join(words[at : at + 5]) for at in range(len(words) - 4)])
+        sign.digest()
+print(json.dumps({"seconds": time.process_time() - began}))
+"""
+
+
+def measure(place: Place) -> list[Figure]:
+    size = "tiny" if place.effort.tiny else "quick" if place.effort.rounds < 6 else "full"
+    cleaned = _run_file(place, _corpus(place, CLEANED[size]), workers=1)
+    rounds = [_round(place, cleaned) for _ in range(max(1, place.effort.rounds // 2))]
+    figures = [
+        Figure.of(
+            "rules and libraries / cleaning and comparing, one core", OURS, [each["share"] for each in rounds], detail=rounds[0]["detail"]
+        )
+    ]
+    if "datatrove" in rounds[0]:
+        ratios = [each["datatrove"] for each in rounds]
+        figures.append(Figure.of("cleaning / ftfy, py3langid, rensa and datatrove's rules alone", RATIO, ratios))
+    return figures + _memory(place, BYTES[size])
+
+
+def _round(place: Place, run_file: Path) -> dict[str, Any]:
+    whole = _run(PREPARE, _afresh(place, run_file), cores=1)
+    alone = _run(ALONE, run_file, cores=1)
+    rate = f"{alone['characters'] / whole['seconds'] / 1e6:.2f} MB of text/s, {whole['tokens'] / whole['seconds']:,.0f} tokens kept/s"
+    told: dict[str, Any] = {"share": alone["seconds"] / whole["seconds"], "detail": rate}
+    if importlib.util.find_spec("datatrove") is not None:
+        told["datatrove"] = _run(DATATROVE, run_file, cores=1)["seconds"] / whole["seconds"]
+    return told
+
+
+def _memory(place: Place, size: int) -> list[Figure]:
+    """Resident memory of the parent and two workers while a corpus is cleaned and tokenised."""
+    run_file = _run_file(place, _corpus(place, size), workers=2)
+    memory = _run(PREPARE, run_file, cores=2)["memory"]
+    peak = max(held for _, held in memory)
+    cleaning = [held for stage, held in memory if stage == "cleaning"]
+    early, late = max(cleaning[: -(-len(cleaning) // 3)]), max(cleaning)
+    detail = f"{size / 2**20:,.0f} MiB of text, 2 processes"
+    return [
+        Figure.of("MiB while preparing", MEMORY, [peak], at_least=False, detail=detail),
+        Figure.of("memory of cleaning: whole / first third", FLAT, [late / early], at_least=False),
+    ]
+
+
+def _corpus(place: Place, size: int) -> Path:
+    """Documents of the corpus' words by their frequency, so that no two are alike, of so many bytes."""
+    data = spec.Data(corpus=[place.corpus])
+    words = [
+        word
+        for file in sources.every_file(sources.resolve(data))
+        for document in sources.documents(file, data)
+        for word in document.text.split()
+    ]
+    chance = random.Random(1)
+    path = place.new("corpus", ".jsonl")
+    written = 0
+    with path.open("w", encoding="utf-8") as file:
+        while written < size:
+            lines = [" ".join(chance.choices(words, k=60)) for _ in range(chance.randint(3, 12))]
+            written += file.write(json.dumps({"text": "\n".join(lines)}, ensure_ascii=False) + "\n")
+    return path
+
+
+def _run_file(place: Place, corpus: Path, workers: int) -> Path:
+    data = {"corpus": [str(corpus)], "workers": workers, "prepared": str(place.new("prepared")), "tokenizer": {"train": 300}}
+    clean = {"private": ["email", "ip", "phone"]}
+    run = spec.parse({"data": {**data, "clean": clean}, "train": {"duration": "1 steps"}})
+    path = place.new("cleaning", ".toml")
+    path.write_text(tomli_w.dumps(run.resolved()), encoding="utf-8")
+    return path
+
+
+def _afresh(place: Place, run_file: Path) -> Path:
+    run = spec.load(run_file, [f"data.prepared={place.new('afresh')}"])
+    path = place.new("afresh", ".toml")
+    path.write_text(tomli_w.dumps(run.resolved()), encoding="utf-8")
+    return path
+
+
+def _run(code: str, run_file: Path, cores: int) -> dict[str, Any]:
+    """Runs in a process that has so many cores, and one thread each for everything that it starts."""
+    mine = sorted(os.sched_getaffinity(0))[:cores]
+    pinned = f"import os; os.sched_setaffinity(0, {mine})\n{code}"
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([sys.executable, "-c", pinned, str(run_file)], check=True, stdout=subprocess.PIPE, env=environment)
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told
