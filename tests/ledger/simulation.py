@@ -233,7 +233,7 @@ class Simulation:
         """A lease of a share, or of nothing."""
         if work.check in ("whole", "each"):
             worker.work, worker.compared = None, True
-            told = {"state": f"{worker.state} {sorted(worker.wrong)}", "step": "1"}
+            told = {"state": "" if self.plan.servers else f"{worker.state} {sorted(worker.wrong)}", "step": "1"}
             self.post((member, worker.life), "ledger", Vote(work.unit, [], 0.1, fingerprints=told))
         elif work.peers:
             self.post("itself", (member, worker.life), ("arrived", work.unit))

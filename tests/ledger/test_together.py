@@ -54,11 +54,11 @@ def test_deaths_at_any_point_lose_nothing_and_count_nothing_twice(
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(some.integers(1, 3), some.integers(0, 4), some.integers(0, 10**9))
-def test_phases_hand_over_whoever_dies(servers: int, kills: int, seed: int) -> None:
+@given(some.integers(1, 3), some.integers(0, 4), some.sampled_from([None, 1, 2]), some.integers(0, 10**9))
+def test_phases_hand_over_whoever_dies(servers: int, kills: int, check_every: int | None, seed: int) -> None:
     served = Agreement("synchronous", "step", served=True, piece=2)
     phases = (Agreement(until=2), Agreement("local_sgd", "round", every=2, until=4), Agreement(until=5), served)
-    simulation = Simulation(elastic(agreements=phases, servers=servers, evaluate_every=None), seed, kills)
+    simulation = Simulation(elastic(agreements=phases, servers=servers, evaluate_every=None, check_every=check_every), seed, kills)
     simulation.run()
     if simulation.ledger.failure is None:
         assert_all_counted(simulation)

@@ -17,7 +17,7 @@ from plait.testing.failures import CutOff
 from tests.runs import history_of, steps_of, tiny, write_corpus
 from tests.tasks.test_elastic import assert_one_curve
 
-STEPS = 40
+STEPS = 28
 POISON = "#~^`|\\" * 12
 SPIKING = {"train__spike_norm": 8.0, "checkpoint__every": "8 steps"}
 
