@@ -23,6 +23,7 @@ from plait.data import chance, order
 from plait.data.augment import Augmentation
 from plait.data.mixture import Mixture
 from plait.data.objective import NO_TARGET, Spans
+from plait.data.rows import Conversations, number_documents
 from plait.data.skipping import Skipped
 from plait.data.tokens import Split, TokenFile
 from plait.errors import RunFileError
@@ -81,7 +82,7 @@ class Batches:
         """A duration in steps, rounded up; a sequence counts as `data.sequence` tokens."""
         if duration.unit == "steps":
             return int(duration.amount)
-        per_epoch = self._split.sequences if duration.unit == "epochs" else 1 / self._split.sequence
+        per_epoch = self._reader.sequences if duration.unit == "epochs" else 1 / self._split.sequence
         return self._steps_until(math.ceil(duration.amount * per_epoch))
 
     def size(self, step: int) -> int:
@@ -159,7 +160,7 @@ class EvaluationBatches:
     def __init__(self, split: Split, limit: int | None = None) -> None:
         self._reader = _Reader(split)
         self._edges = np.cumsum([0] + [self._reader.length(source) for source in range(len(split.sources))])
-        self._sequences = split.sequences
+        self._sequences = self._reader.sequences
         self.size = min(limit or self._sequences, self._sequences)
 
     def read(self, first: int, end: int) -> MicroBatch:
@@ -187,22 +188,29 @@ class _Reader:
         self._masking = split.masking
         self._sequence = split.sequence
         self._document_mask = split.document_mask
-        self._streams = [_Stream(file, split.sequence) for file in split.sources]
-        self._whole = np.array([stream.whole for stream in self._streams])
-        self._tails = np.array([stream.tail for stream in self._streams])
+        self._streams = [_stream(file, split) for file in split.sources]
         self.far = any(file.far for file in split.sources)
+
+    @property
+    def sequences(self) -> int:
+        """An epoch's, of all sources."""
+        return sum(stream.length for stream in self._streams)
 
     def length(self, source: int) -> int:
         """Samples an epoch."""
         return self._streams[source].length
 
     def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
-        lengths_B = self._lengths(sources_B, samples_B)
-        return lengths_B if self._masking is None else self._masking.targets(lengths_B)
+        targets_B = self._counted(sources_B, samples_B)
+        return targets_B if self._masking is None else self._masking.targets(targets_B)
 
-    def _lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
-        """Tokens in each sample: fewer in the last one of a source."""
-        return np.where(samples_B < self._whole[sources_B], self._sequence, self._tails[sources_B])
+    def _counted(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        """Next tokens to tell in each sample: fewer than it has places in the last one of a source, and of conversations."""
+        counts_B = np.empty_like(samples_B)
+        for source, stream in enumerate(self._streams):
+            mine = sources_B == source
+            counts_B[mine] = stream.targets(samples_B[mine])
+        return counts_B
 
     def ahead(self, sources_B: np.ndarray, samples_B: np.ndarray) -> None:
         for source, stream in enumerate(self._streams):
@@ -222,7 +230,7 @@ class _Reader:
             tokens_BL, documents_BL = self._augmented(sources_B, samples_B, numbers_B, tokens_BL, targets_BL, documents_BL)
         if self._masking is None:
             return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
-        lengths_B, keys_B = self._lengths(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
+        lengths_B, keys_B = self._counted(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
         if isinstance(self._masking, Spans):
             tokens_BL, targets_BL, documents_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
             return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step, self._masking.source)
@@ -240,7 +248,7 @@ class _Reader:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Inputs and documents of the rows in their other form; targets are changed in place, and their number is the same."""
         assert self._augmentation is not None
-        keys_B, lengths_B = chance.keys(self._seed, "augmented", numbers_B), self._lengths(sources_B, samples_B)
+        keys_B, lengths_B = chance.keys(self._seed, "augmented", numbers_B), self._counted(sources_B, samples_B)
         for row in range(len(numbers_B)) if self._augmentation.rewrites else ():
             stream, count = self._streams[sources_B[row]], int(lengths_B[row])
             tokens = self._augmentation.rewrite(stream.file, int(samples_B[row]) * self._sequence, count + 1, keys_B[row])
@@ -258,6 +266,10 @@ def _padding_apart(documents_BL: np.ndarray | None, lengths_B: np.ndarray, lengt
     return np.where(padded_BL, -1, 0 if documents_BL is None else documents_BL)
 
 
+def _stream(file: TokenFile, split: Split) -> _Stream | Conversations:
+    return _Stream(file, split.sequence) if file.learned is None else Conversations(file, split.sequence, split.packed)
+
+
 class _Stream:
     """One source's tokens, seen as rows: inputs, and the same shifted by one."""
 
@@ -267,6 +279,9 @@ class _Stream:
         self._sequence = sequence
         self._starts = file.starts
         self.file = file
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        return np.where(samples < self.whole, self._sequence, self.tail)
 
     def fill(self, rows: np.ndarray, samples: np.ndarray, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
         full = samples < self.whole
@@ -285,12 +300,7 @@ class _Stream:
 
     def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
         """A one where a document begins inside a row; summed along the row they number its documents."""
-        offsets = samples * self._sequence
-        low = np.searchsorted(self._starts, offsets, side="right")
-        counts = np.searchsorted(self._starts, offsets + self._sequence) - low
-        begins = np.repeat(low - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        documents_BL[np.repeat(rows, counts), self._starts[begins] - np.repeat(offsets, counts)] = 1
-        documents_BL[rows] = documents_BL[rows].cumsum(axis=1)
+        number_documents(self._starts, rows, samples * self._sequence, documents_BL)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class JsonTokenizer:
         self.vocabulary = max(self._engine.get_vocab().values()) + 1
         self.end_of_text = _end_of_text(self._engine, path)
         self.fingerprint = vocabulary.fingerprint(path)
+        added = self._engine.get_added_tokens_decoder()
+        self.specials = {token.content: number for number, token in added.items() if token.special}
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)

@@ -33,6 +33,8 @@ class SentencePiece:
         self.vocabulary: int = self._engine.vocab_size()
         self.end_of_text = self._end_of_text(path)
         self.fingerprint = vocabulary.fingerprint(path)
+        control = filter(self._engine.is_control, range(self.vocabulary))
+        self.specials = {str(self._engine.id_to_piece(token)): token for token in control}
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(ids, dtype=np.uint32) for ids in self._engine.encode(texts)]
@@ -69,9 +71,11 @@ class Tiktoken:
         self.end_of_text = max(ranks.values()) + 1
         self.vocabulary = self.end_of_text + 1
         self.fingerprint = vocabulary.fingerprint(path, pattern)
-        special = {vocabulary.ENDS[0]: self.end_of_text}
+        self.specials = {vocabulary.ENDS[0]: self.end_of_text}
         try:
-            self._engine = tiktoken.Encoding(path.stem, pat_str=pattern or GPT4_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+            self._engine = tiktoken.Encoding(
+                path.stem, pat_str=pattern or GPT4_PATTERN, mergeable_ranks=ranks, special_tokens=self.specials
+            )
         except ValueError as error:
             raise DataError(f"data.tokenizer.pattern: {error}") from None
 

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from plait.data import records, tokens
+from plait.data.chat import Conversations
 from plait.data.chunks import Chunk
 from plait.data.tokenizer import Tokenizer
 from plait.store import durable
@@ -31,11 +32,13 @@ class Done:
     tokens: int
 
 
-def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer) -> Done:
-    """Tokenise a chunk into its piece; its records learn how many tokens each document has. Raises OSError."""
+def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, conversations: Conversations | None = None) -> Done:
+    """Tokenise a chunk into its piece; its records learn how many tokens each document has. conversations: how texts that are such are
+    read. Raises OSError, DataError."""
     dtype = token_dtype(tokenizer.vocabulary)
     end = np.array([tokenizer.end_of_text], dtype=dtype)
-    encoded = tokenizer.encode(chunk.texts) if chunk.ids is None else chunk.ids
+    told = None if conversations is None else [conversations.encode(text) for text in chunk.texts]
+    encoded = _encoded(chunk, tokenizer) if told is None else [ids for ids, _ in told]
     sizes = [len(text.encode()) for text in chunk.texts] if chunk.ids is None else _bytes_of(chunk.ids, tokenizer)
     rows = chunk.records.copy()
     kept = np.flatnonzero(rows["reason"] == records.KEPT)
@@ -47,6 +50,9 @@ def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer) -> Done:
         arrays[f"{split}_lengths"] = np.array([len(encoded[index]) + 1 for index in mine], dtype=np.int64)
         arrays[f"{split}_bytes"] = np.array(sum(sizes[index] for index in mine))
         arrays[f"{split}_numbers"] = chunk.numbers[mine]
+        if told is not None:
+            none = np.zeros(1, dtype=np.bool_)
+            arrays[f"{split}_learned"] = np.concatenate([none[:0], *(part for index in mine for part in (none, told[index][1]))])
     with durable.writing(path_of(folder, chunk.number)) as file:
         np.savez(file, **arrays)
     return Done(*map(int, arrays["about"]))
@@ -56,6 +62,10 @@ def _bytes_of(documents: list[np.ndarray], tokenizer: Tokenizer) -> list[int]:
     """Bytes of text that tokens stand for."""
     sizes = np.array([len(piece) for piece in tokenizer.pieces()])
     return [int(sizes[ids].sum()) for ids in documents]
+
+
+def _encoded(chunk: Chunk, tokenizer: Tokenizer) -> list[np.ndarray]:
+    return tokenizer.encode(chunk.texts) if chunk.ids is None else chunk.ids
 
 
 def done(folder: Path, number: int) -> Done | None:
@@ -75,18 +85,26 @@ def token_dtype(vocabulary: int) -> np.dtype:
     return np.dtype("<u2") if vocabulary <= 1 << 16 else np.dtype("<u4")
 
 
-def join(folder: Path, numbers: list[int], split: str, index: int, target: Path, vocabulary: int) -> tuple[tokens.Part, dict[str, Any]]:
-    """Pieces of one source joined to its token file of a split, with starts and counts; returns what the manifest says of them."""
+def join(
+    folder: Path, numbers: list[int], split: str, index: int, target: Path, vocabulary: int, learned: bool = False
+) -> tuple[tokens.Part, dict[str, Any]]:
+    """Pieces of one source joined to its token file of a split, with starts and counts; returns what the manifest says of them. learned:
+    what of it is learned is told token by token, and counted alone."""
     lengths = np.concatenate([np.zeros(0, np.int64), *_each(folder, numbers, f"{split}_lengths")])
     total, text_bytes = int(lengths.sum()), int(sum(_each(folder, numbers, f"{split}_bytes")))
     counts = np.zeros(vocabulary, dtype=np.int64)
     names = [name(split, index) for name in (tokens.tokens_name, tokens.starts_name, tokens.counts_name)]
     with durable.writing(target / names[0]) as file:
         written = _Hashed(file, token_dtype(vocabulary), total)
-        for part in _each(folder, numbers, split):
-            counts += np.bincount(part, minlength=vocabulary)
+        for number in numbers:
+            (part,) = _each(folder, [number], split)
+            counted = part[next(_each(folder, [number], f"{split}_learned"))] if learned else part
+            counts += np.bincount(counted, minlength=vocabulary)
             written.append(part)
     stored = {names[0]: written.stored()}
+    if learned:
+        whole = np.concatenate([np.zeros(0, np.bool_), *_each(folder, numbers, f"{split}_learned")])
+        stored[tokens.learned_name(split, index)] = store(target / tokens.learned_name(split, index), whole)
     for name, array in ((names[1], np.cumsum(lengths) - lengths), (names[2], counts)):
         stored[name] = store(target / name, array.astype("<i8"))
     return tokens.Part(tokens=total, documents=len(lengths), text_bytes=text_bytes), stored

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from plait import __version__, spec
-from plait.data import binary, broken, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens, vocabulary
+from plait.data import binary, broken, chat, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens, vocabulary
 from plait.data.broken import Aside
 from plait.data.chunks import Chunk, Taken
 from plait.data.cleaning import cleaner, study
@@ -246,8 +246,9 @@ class Preparation:
         """Documents of the training split; of a very large corpus an even sample."""
         share = min(1.0, TRAINING_BYTES / max(1, self._total))
         held, texts, taken, empty = 0, [], 0.0, True
-        for text, split, read in self._texts():
+        for document, split, read in self._texts():
             empty = False
+            text = self._spoken(document)
             if split != splits.TRAIN:
                 continue
             taken += share
@@ -286,11 +287,11 @@ class Preparation:
             self._tokens += done.tokens
             self._tell("tokenising", chunk.read)
 
-        pattern = self._data.tokenizer.pattern
+        pattern, talk = self._data.tokenizer.pattern, self._talk()
         self._in_parallel(
             self._chunks(),
             lambda chunk: pieces.path_of(self._pieces, chunk.number).exists(),
-            lambda chunk: workers.write(self._pieces, chunk, stored, pattern) if chunk.ids is None else self._written(chunk),
+            lambda chunk: workers.write(self._pieces, chunk, stored, pattern, talk) if chunk.ids is None else self._written(chunk),
             settle,
         )
         if not self._documents:
@@ -319,9 +320,11 @@ class Preparation:
         parts: dict[str, list[tokens.Part]] = {split: [] for split in tokens.SPLITS}
         for split, mine in parts.items():
             for index, each in enumerate(numbers):
-                part, written = pieces.join(self._pieces, each, split, index, self._making, engine.vocabulary)
+                talks = self._data.chat is not None
+                part, written = pieces.join(self._pieces, each, split, index, self._making, engine.vocabulary, talks)
                 mine.append(part)
                 files |= written
+        files |= self._template()
         scales, written = self._numeric(numbers)
         about, told = self._about(numbers)
         manifest = tokens.Manifest(
@@ -339,6 +342,24 @@ class Preparation:
         with durable.writing(self._making / tokens.MANIFEST) as file:
             file.write(manifest.model_dump_json(indent=1).encode())
         durable.sync_folder(self._making)
+
+    def _talk(self) -> tuple[spec.Chat, str] | None:
+        """How conversations are read, where documents are such."""
+        settings = self._data.chat
+        return None if settings is None else (settings, chat.template_of(settings))
+
+    def _spoken(self, document: str) -> str:
+        """What a tokenizer learns of a document: of a conversation, what is said."""
+        return document if self._data.chat is None else "\n".join(message["content"] for message in json.loads(document))
+
+    def _template(self) -> dict[str, tokens.StoredFile]:
+        """The template's file, which goes where the model goes."""
+        talk = self._talk()
+        if talk is None:
+            return {}
+        with durable.writing(self._making / chat.FILE) as file:
+            file.write(talk[1].encode())
+        return {chat.FILE: _stored(self._making / chat.FILE)}
 
     def _numeric(self, numbers: list[list[int]]) -> tuple[list[tokens.Scale], dict[str, tokens.StoredFile]]:
         """Numeric fields, scaled by what the training split says of them."""

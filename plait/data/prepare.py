@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import spec
-from plait.data import fetched, kept, sources, tokens, vocabulary
+from plait.data import chat, fetched, kept, sources, tokens, vocabulary
 from plait.data.hashes import Hashes
 from plait.data.preparation import Preparation
 from plait.data.progress import Listener, Progress
@@ -111,6 +111,8 @@ def _besides(data: spec.Data, found: list[Source], hashes: Hashes) -> list[Any]:
     """What else shapes the folder, where it is asked for: folders of those who never asked keep their names."""
     split = data.split.model_dump(exclude_defaults=True, exclude={"validation", "test"})
     settings: dict[str, Any] = {"split": split, "numeric": data.numeric, "largest": data.largest}
+    if data.chat is not None:
+        settings["chat"] = [data.chat.model_dump(exclude={"template", "pack"}), chat.template_of(data.chat)]
     settings |= {"broken": None if data.broken == "fail" else data.broken, "clean": data.clean and data.clean.model_dump()}
     if data.clean is not None and data.clean.against:
         settings["against"] = sorted(hashes.of([file.path for file in sources.files(data.clean.against)]).values())

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plait import spec
-from plait.data import streams
+from plait.data import chat, streams
 from plait.data.broken import Unusable, refuse
 from plait.errors import DataError
 
@@ -80,7 +80,7 @@ def _check_binary(found: list[Source], data: spec.Data) -> None:
     if file is None:
         return
     fields = next(iter(data.needed_fields), None)
-    asked = "data.clean" if data.clean else "data.split.together" if data.split.together else fields
+    asked = "data.chat" if data.chat else "data.clean" if data.clean else "data.split.together" if data.split.together else fields
     if asked is not None:
         raise DataError(f"{file.path}: holds tokens, and {asked} is for text; leave it out, or name the text that they were made from")
     if data.tokenizer.file is None:
@@ -180,6 +180,8 @@ def _format(path: str) -> Format:
 
 def _plain(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
     """Line breaks beside a separator belong to it, not to the documents."""
+    if data.chat is not None:
+        raise DataError(f"{path}: is plain text, and data.chat asks for conversations; use JSONL or Parquet")
     if data.needed_fields:
         asked = ", ".join(f"{name} = {field!r}" for name, field in data.needed_fields.items())
         raise DataError(f"{path}: is plain text, and {asked} asks for a field of rows; use JSONL or Parquet")
@@ -219,10 +221,19 @@ def _row(place: str, number: int, line: str, data: spec.Data) -> Document:
         raise Unusable(place, "not JSON", f"is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise Unusable(place, "no object", f"is not a JSON object; each line must be one with the text under {data.field!r}")
+    if data.chat is not None:
+        return _conversation(place, number, row, data)
     if data.field not in row:
         why = f"has no {data.field!r}; its keys are {', '.join(map(repr, row)) or 'none'}; set data.field"
         raise Unusable(place, "no field", why)
     return Document(_checked(place, data.field, row[data.field]), number, _fields(place, row, data))
+
+
+def _conversation(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Document:
+    """Its text is its messages as JSON, in one way alone: what a document is known by."""
+    assert data.chat is not None
+    messages = chat.conversation(place, row, data.chat)
+    return Document(json.dumps(messages, ensure_ascii=False), number, _fields(place, row, data))
 
 
 def _fields(place: str, row: dict[str, Any], data: spec.Data) -> dict[str, Any]:
@@ -277,6 +288,9 @@ def _parquet(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Ite
 
 def _columns(path: Path, names: list[str], data: spec.Data) -> list[str]:
     """The columns to read. Raises Unusable: the file lacks one."""
+    if data.chat is not None:
+        asked = [name for name in (data.chat.messages, data.chat.prompt, data.chat.answer) if name in names]
+        return list(dict.fromkeys([*asked, *data.needed_fields.values()]))
     for field in [data.field, *data.needed_fields.values()]:
         if field not in names:
             why = f"has no column {field!r}; its columns are {', '.join(names)}; set data.field"
@@ -285,6 +299,8 @@ def _columns(path: Path, names: list[str], data: spec.Data) -> list[str]:
 
 
 def _parquet_row(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Item:
+    if data.chat is not None:
+        return _usable(place, b"", data, lambda: _conversation(place, number, row, data))
     value = row[data.field]
     raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b""
     return _usable(place, raw, data, lambda: Document(_checked(place, data.field, value), number, _fields(place, row, data)))

@@ -20,12 +20,13 @@ class Tokenizer(Protocol):
     """Text to token numbers and back.
 
     vocabulary: one more than the largest number. end_of_text: the number that stands before each document.
-    fingerprint: of what it does, equal wherever the same file was read.
+    fingerprint: of what it does, equal wherever the same file was read. specials: numbers of tokens that no text has, by name.
     """
 
     vocabulary: int
     end_of_text: int
     fingerprint: str
+    specials: dict[str, int]
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """The token numbers of each text, uint32, with nothing added; a special token's name is text like any other."""

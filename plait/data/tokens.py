@@ -6,6 +6,8 @@
         train-0.npy                tokens of source 0: end_of_text, a document, end_of_text, a document, ...
         train-0.starts.npy         where each document begins, int64
         train-0.counts.npy         how often each token comes, int64
+        train-0.learned.npy        of conversations: which tokens are learned, bool
+        chat_template.jinja        of conversations: the template that they were written by
         train-0.numbers.npy        numeric fields of each document, where data.numeric names some
         validation-0.npy ...
         documents.npy              what became of each document of the corpus (records.py)
@@ -27,7 +29,7 @@ import pydantic
 from numpy.lib.stride_tricks import sliding_window_view
 
 from plait import spec
-from plait.data import kept, records, tokenizer
+from plait.data import chat, kept, records, tokenizer
 from plait.data.augment import Augmentation
 from plait.data.objective import Masking, Spans, build
 from plait.data.splits import SPLITS
@@ -89,12 +91,14 @@ class Manifest(pydantic.BaseModel):
 
 
 class TokenFile:
-    """One source's tokens in one split. tokens: uint16 or uint32, memory-mapped; starts: int64, where each document begins."""
+    """One source's tokens in one split. tokens: uint16 or uint32, memory-mapped; starts: int64, where each document begins. learned: bool,
+    of conversations, which tokens are learned."""
 
     far = False
 
-    def __init__(self, path: Path, tokens: np.ndarray, starts: np.ndarray) -> None:
+    def __init__(self, path: Path, tokens: np.ndarray, starts: np.ndarray, learned: np.ndarray | None = None) -> None:
         self.path = path
+        self.learned = learned
         self.starts = starts
         self._tokens = tokens
 
@@ -119,12 +123,12 @@ class FarTokenFile(TokenFile):
 
     far = True
 
-    def __init__(self, path: Path, file: CachedFile, starts: np.ndarray) -> None:
+    def __init__(self, path: Path, file: CachedFile, starts: np.ndarray, learned: np.ndarray | None = None) -> None:
         header = io.BytesIO(file.read(np.zeros(1, np.int64), min(_HEADER, file.size)).tobytes())
         np.lib.format.read_magic(header)
         (self._length,), _, self._dtype = np.lib.format.read_array_header_1_0(header)
         self._begin, self._file = header.tell(), file
-        super().__init__(path, np.zeros(0, self._dtype), starts)
+        super().__init__(path, np.zeros(0, self._dtype), starts, learned)
 
     def __len__(self) -> int:
         return int(self._length)
@@ -145,7 +149,7 @@ class FarTokenFile(TokenFile):
 
 @dataclass(frozen=True)
 class Split:
-    """A split cut into sequences; the last one of a source may be short."""
+    """A split cut into sequences; the last one of a source may be short. packed: a sequence holds as many conversations as fit, not one."""
 
     name: str
     sources: list[TokenFile]
@@ -155,11 +159,7 @@ class Split:
     masking: Masking | Spans | None = None
     augmentation: Augmentation | None = None
     """Of the training split, and for training alone: `EvaluationBatches` reads what was prepared."""
-
-    @property
-    def sequences(self) -> int:
-        """Sequences an epoch."""
-        return sum(-(-(len(source) - 1) // self.sequence) for source in self.sources)
+    packed: bool = False
 
     @property
     def tokens(self) -> int:
@@ -204,6 +204,11 @@ class Prepared:
     def tokenizer_file(self) -> Path:
         return self.folder / self._manifest.tokenizer.file
 
+    @property
+    def template_file(self) -> Path | None:
+        """The template of conversations, where documents are such."""
+        return self.folder / chat.FILE if chat.FILE in self._manifest.files else None
+
     def tokenizer(self) -> tokenizer.Tokenizer:
         return tokenizer.load(self.tokenizer_file, self._manifest.tokenizer.pattern)
 
@@ -220,7 +225,8 @@ class Prepared:
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
         files = [self._token_file(name, index) for index in filled]
         weighed = [weights[index] for index in filled]
-        told = self._data.document_mask, self._masking(sequence), self._augmentation(name)
+        packed = self._data.chat is not None and self._data.chat.pack
+        told = self._data.document_mask or packed, self._masking(sequence), self._augmentation(name), packed
         return Split(name, files, weighed, sequence, *told)
 
     def _weights(self) -> list[float]:
@@ -293,18 +299,19 @@ class Prepared:
                 f"the {name} split is empty: the corpus has {whole} document{'s' * (whole != 1)}, and splits are told by a hash of each "
                 f"one's content; cut it into more documents (data.separator) or give the split a larger share (data.split.{name})"
             )
-        if name == "train" and self.tokens(name) <= sequence:
+        if name == "train" and self.tokens(name) <= sequence and self.template_file is None:
             raise DataError(
                 f"the corpus is shorter than one sequence: {self.tokens(name)} tokens to train on, and data.sequence = {sequence} "
                 f"needs {sequence + 1}; add text or lower data.sequence"
             )
 
     def _token_file(self, split: str, index: int) -> TokenFile:
-        name = tokens_name(split, index)
+        name, learned = tokens_name(split, index), learned_name(split, index)
         starts = _load(self.folder / starts_name(split, index))
+        marks = _load(self.folder / learned) if learned in self._manifest.files else None
         if self._data is not None and kept.by_block(self._data, self.folder, name):
-            return FarTokenFile(self.folder / name, kept.cached(self._data, self.folder, name), starts)
-        return TokenFile(self.folder / name, _load(self.folder / name), starts)
+            return FarTokenFile(self.folder / name, kept.cached(self._data, self.folder, name), starts, marks)
+        return TokenFile(self.folder / name, _load(self.folder / name), starts, marks)
 
 
 def weights_of(data: spec.Data) -> list[float]:
@@ -323,6 +330,10 @@ def starts_name(split: str, index: int) -> str:
 
 def numbers_name(split: str, index: int) -> str:
     return f"{split}-{index}.numbers.npy"
+
+
+def learned_name(split: str, index: int) -> str:
+    return f"{split}-{index}.learned.npy"
 
 
 def counts_name(split: str, index: int) -> str:

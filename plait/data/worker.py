@@ -30,8 +30,12 @@ import numpy as np
 
 from plait import spec
 from plait.data import bpe, pieces, records, tokenizer
+from plait.data.chat import Conversations
 from plait.data.chunks import Chunk
 from plait.errors import DataError, WorkerFailed
+
+Talk = tuple[spec.Chat, str]
+"""How conversations are read: the settings, and the template."""
 
 _LENGTH = struct.Struct("<Q")
 _PACKAGE = Path(__file__).parents[2]
@@ -69,9 +73,10 @@ class Workers:
         finally:
             self._free.put(process)
 
-    def write(self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None) -> Future[pieces.Done]:
-        """Tokenise a chunk to its piece; the future raises OSError or WorkerFailed."""
-        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern}
+    def write(self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None, talk: Talk | None = None) -> Future[pieces.Done]:
+        """Tokenise a chunk to its piece; the future raises OSError, DataError or WorkerFailed. talk: its documents are conversations."""
+        told = None if talk is None else [talk[0].model_dump(), talk[1]]
+        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern, "talk": told}
         return self._threads.submit(self._written, request, chunk)
 
     def study(self, folder: Path, chunk: Chunk, data: spec.Data, evaluation: Path) -> Future[dict[str, Any]]:
@@ -128,7 +133,9 @@ def _train(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
 def _tokenise(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     chunk = _chunk(request, requests)
-    done = pieces.write(Path(request["folder"]), chunk, _loaded(request["tokenizer"], request["pattern"]))
+    engine, talk = _loaded(request["tokenizer"], request["pattern"]), request["talk"]
+    conversations = None if talk is None else Conversations(spec.Chat(**talk[0]), talk[1], engine)
+    done = pieces.write(Path(request["folder"]), chunk, engine, conversations)
     return {"documents": done.documents, "tokens": done.tokens}
 
 

@@ -8,7 +8,7 @@ from plait.spec.augment import Augment
 from plait.spec.cache import Cache
 from plait.spec.clean import Clean, Limits
 from plait.spec.cluster import Cluster, Device
-from plait.spec.data import Data, Source, Tokenizer
+from plait.spec.data import Chat, Data, Source, Tokenizer
 from plait.spec.duration import Duration
 from plait.spec.elastic import Balance
 from plait.spec.finetune import Finetune, Lora, some_paths
@@ -34,6 +34,7 @@ __all__ = [
     "Balance",
     "BatchStage",
     "Cache",
+    "Chat",
     "Checkpoint",
     "Clean",
     "Cluster",

@@ -52,6 +52,20 @@ def _range(pair: list[int]) -> list[int]:
 Samples = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2), AfterValidator(_range)]
 
 
+class Chat(Section):
+    """Rows of JSONL or Parquet are conversations, of which the assistant's answers are learned."""
+
+    messages: str = Field("messages", description="the field of a list of {role, content}")
+    prompt: str = Field("prompt", description="or the field of a question ...")
+    answer: str = Field("answer", description="... and that of its answer")
+    system: str | None = Field(None, description="said before each conversation that begins without a system's message")
+    template: Place | None = Field(
+        None, description="a Jinja file, or a tokenizer_config.json, that says how messages become text; the base's, or a plain one"
+    )
+    learn: Literal["answers", "last"] = Field("answers", description="all of the assistant's answers, or the last one alone")
+    pack: bool = Field(False, description="as many conversations in a sequence as fit, which do not see each other; one when left out")
+
+
 class Data(Section):
     """What it is computed on."""
 
@@ -82,13 +96,23 @@ class Data(Section):
         [], description="fields of numbers that are kept beside the tokens, scaled by the training split's mean and deviation"
     )
     clean: Clean | None = Field(None, description="how raw text is cleaned; as it is when left out")
-
+    chat: Chat | None = Field(None, description="documents are conversations")
     temperature: float | None = Field(
         None,
         gt=0,
         description="sources are drawn by weight * tokens^(1/temperature): 1 is by size, more is evener; weights alone when left out",
     )
     augment: Augment = Field(Augment(), description="what is changed at random in training samples; nothing when left out")
+
+    @model_validator(mode="after")
+    def _spoken(self) -> Self:
+        if self.chat is not None and self.clean is not None:
+            raise ValueError("clean is for texts, and chat has documents be conversations; leave one out")
+        if self.chat is not None and self.objective.kind != "causal":
+            raise ValueError(f'chat has answers learned token by token; objective.kind = "{self.objective.kind}" does not')
+        if self.chat is not None and self.augment.any:
+            raise ValueError("augment changes samples of texts, and chat has documents be conversations; leave one out")
+        return self
 
     @property
     def needed_fields(self) -> dict[str, str]:

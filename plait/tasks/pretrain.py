@@ -223,6 +223,8 @@ class Start:
         manifest.clear_leftovers(folder.checkpoints)
         _check_space(run, folder.path, prepared)
         shutil.copy(prepared.tokenizer_file, folder.path)
+        if prepared.template_file is not None:
+            shutil.copy(prepared.template_file, folder.path)
         history = journal.read(folder.journal)
         found = restore(folder.checkpoints, home, history)
         self._found, resume = found.told, found.checkpoint

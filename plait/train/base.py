@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import spec
-from plait.data import vocabulary
+from plait.data import chat, vocabulary
 from plait.errors import CheckpointError, RunFileError
 from plait.train import manifest
 from plait.train.folder import read_about, read_run, tokenizer_file
@@ -40,6 +40,8 @@ def settle(run: spec.Run, out: Path | None = None) -> spec.Run:
     table = run.resolved()
     table["model"] = _model(run, base)
     table["data"] |= {"tokenizer": _tokenizer(run, base, folder), "sequence": _sequence(run, base)}
+    if run.data.chat is not None and run.data.chat.template is None and (template := chat.found_in(folder)) is not None:
+        table["data"]["chat"]["template"] = str(template)
     table["finetune"] |= {"from": str(checkpoint.resolve()), "checksum": checksum(checkpoint)}
     return spec.parse(table).model_copy(update={"alerts": run.alerts})  # whose secrets a table does not tell
 
@@ -92,6 +94,8 @@ def _pinned(path: Path, kept: str | None) -> Path:
         raise CheckpointError(f'finetune.from = "{path}": there is no such folder (looked from {Path.cwd()})')
     if path.parent.name == "checkpoints" and (path / manifest.FILE).exists():
         return path
+    if (path / "config.json").exists() and not (path / "about.json").exists():
+        raise CheckpointError(f'finetune.from = "{path}": is a Hugging Face folder; import it first: plait import {path} --out runs/NAME')
     read_about(path)
     found = manifest.candidates(path / "checkpoints")
     if not found:

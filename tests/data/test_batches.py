@@ -36,7 +36,7 @@ def whole(batches: Batches, step: int) -> MicroBatch:
 @settings(deadline=None)
 def test_each_token_but_the_first_is_a_target_once_an_epoch(length: int, sequence: int, seed: int) -> None:
     split = split_of([length], sequence)
-    batches = Batches(split, train(batch=split.sequences, micro_batch=1, duration=spec.Duration("2 epochs"), seed=seed), "f")
+    batches = Batches(split, train(batch=EvaluationBatches(split).size, micro_batch=1, duration=spec.Duration("2 epochs"), seed=seed), "f")
     assert batches.steps == 2
     for epoch in (1, 2):
         read = whole(batches, epoch)
