@@ -12,7 +12,8 @@ from torch import nn
 from plait import spec
 from plait.errors import UserError
 from plait.model.build import build
-from plait.tasks.generate import Sampling, _sample, generate, stream
+from plait.tasks.generate import Sampling, generate, stream
+from plait.tasks.sampling import sample
 
 CONTEXT = 40
 PROMPTS = ["a", "the quick brown", "", "hello, hello"]
@@ -191,7 +192,7 @@ def shares(**changes):
     """How often each of five tokens is sampled."""
     logits = torch.log(torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2], dtype=torch.float64)).expand(4000, -1)
     draws = torch.rand(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    return torch.bincount(torch.tensor(_sample(logits, Sampling(**changes), draws)), minlength=5) / 4000
+    return torch.bincount(torch.tensor(sample(logits, Sampling(**changes), draws)), minlength=5) / 4000
 
 
 def close(told, expected):
