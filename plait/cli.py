@@ -131,6 +131,63 @@ def export(
 
 
 @app.command()
+def chat(
+    folder: RunFolder,
+    system: Annotated[str | None, typer.Option(help="Said before the conversation.")] = None,
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 200,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Choose among the k likeliest.", min=1)] = None,
+    top_p: Annotated[float | None, typer.Option(help="Choose among the likeliest that make up p.", min=0.0, max=1.0)] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Talk with a trained model, line by line; also with one that is still being trained."""
+    from plait.tasks.chat import Conversation, converse
+    from plait.tasks.generate import Sampling
+    from plait.tasks.trained import load
+
+    sampling = Sampling(tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    converse(Conversation(load(folder, _device(device)), sampling, system))
+
+
+@app.command()
+def serve(
+    folder: RunFolder,
+    host: Annotated[str, typer.Option(help="Address to listen at; another than this machine's own needs a secret.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes one that is free.", min=0, max=65535)] = 8000,
+    name: Annotated[str | None, typer.Option(help="The model's name; the folder's when left out.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a trained model as OpenAI's completions and chat completions; requests bear PLAIT_SECRET where that is set."""
+    from plait.tasks.listening import listen
+
+    listen(folder, host, port, name or folder.resolve().name, _device(device))
+
+
+@app.command()
+def answer(
+    folder: RunFolder,
+    file: Annotated[Path, typer.Option("--on", metavar="FILE", help="JSONL or Parquet of questions and answers.")],
+    limit: Annotated[int | None, typer.Option(help="Questions; all when left out.", min=1)] = None,
+    tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 64,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write each answer there, as JSONL.")] = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Answer a file's questions; exact match and F1, as SQuAD counts them."""
+    from plait.tasks.answer import answer as answer_all
+    from plait.tasks.showing import answers_table, write_lines
+
+    answers = answer_all(folder, file, limit=limit, tokens=tokens, device=_device(device))
+    if out is not None:
+        write_lines(out, answers.told)
+    if as_json:
+        print(json.dumps(answers.as_dict()))
+    else:
+        answers_table(answers)
+
+
+@app.command()
 def merge(
     folder: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder of the merged model.")],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plait.data.prepare import Progress
@@ -13,6 +16,7 @@ from plait.train.folder import read_run
 
 if TYPE_CHECKING:
     from plait.cluster.doctor import Finding
+    from plait.tasks.answer import Answered, Answers
     from plait.tasks.beam import Beams
     from plait.tasks.evaluate import Score
     from plait.tasks.generate import Sampling
@@ -137,6 +141,27 @@ def checkpoint_line(held: Held, checked: bool) -> str:
     """checked: whether every byte was read."""
     state = f"DAMAGED: {held.wrong}" if held.wrong is not None else "sound" if checked else "complete"
     return f"step {held.step:<9,} {held.bytes / 2**20:>10,.1f} MiB  {held.place}  {state}"
+
+
+def answers_table(answers: Answers) -> None:
+    """Exact match and F1, beside those of one answer to everything."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in (f"{answers.questions} questions, step {answers.step}", "exact match", "F1"):
+        table.add_column(title, justify="left" if "questions" in title else "right")
+    table.add_row("the model", f"{answers.exact:.1%}", f"{answers.f1:.1%}")
+    table.add_row("always the commonest answer", f"{answers.baseline_exact:.1%}", f"{answers.baseline_f1:.1%}")
+    Console().print(table)
+
+
+def write_lines(path: Path, answered: list[Answered]) -> None:
+    """One JSON object a line. Raises UserError."""
+    try:
+        path.write_text("".join(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in answered), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written: {error.strerror}") from None
 
 
 def status_table(status: dict[str, Any]) -> None:

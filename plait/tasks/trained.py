@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from plait import spec
+from plait.data import chat
 from plait.data import tokenizer as tokenizers
+from plait.data.chat import Template
 from plait.data.tokenizer import Tokenizer
 from plait.errors import CheckpointError
 from plait.replica import device as devices
-from plait.replica.assemble import assemble
+from plait.replica.assemble import Assembly, assemble
 from plait.replica.compute import Compute, model_state
 from plait.train import manifest
 from plait.train.base import base_of
@@ -24,16 +26,34 @@ from plait.train.folder import read_about, read_run, tokenizer_file
 
 @dataclass(frozen=True)
 class Trained:
-    """A model with what belongs to it. `module` maps tokens_BL to logits_BLV."""
+    """A model with what belongs to it. `module` maps tokens_BL to logits_BLV. step: that of the checkpoint it was loaded from."""
 
+    folder: Path
     run: spec.Run
     step: int
+    assembly: Assembly
     compute: Compute
     tokenizer: Tokenizer
 
     @property
     def module(self) -> torch.nn.Module:
         return self.compute.module
+
+    @property
+    def template(self) -> Template:
+        """How conversations become text: as the model was trained with, or a plain way. Raises DataError."""
+        file = chat.found_in(self.folder)
+        return Template(chat.DEFAULT if file is None else chat.source_of(file), self.tokenizer)
+
+    def renewed(self) -> Trained:
+        """The same, of the newest checkpoint: of a run that still goes on there may be a newer one. It computes with the same memory."""
+        newest = manifest.latest(self.folder / "checkpoints")
+        if newest is None or manifest.step_of(newest) <= self.step:
+            return self
+        with contextlib.suppress(CheckpointError):  # gone again, as old ones go: what is there will do
+            load_checkpoint(newest, model_state(self.assembly), only="model.")
+            return replace(self, step=manifest.step_of(newest))
+        return self
 
 
 def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
@@ -54,7 +74,7 @@ def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
     compute = Compute(run, assembly, chosen)
     path = _load_newest(found, model_state(assembly))
     compute.module.eval()
-    return Trained(run, manifest.step_of(path), compute, tokenizer)
+    return Trained(folder, run, manifest.step_of(path), assembly, compute, tokenizer)
 
 
 def _load_newest(candidates: list[Path], state: dict[str, Any]) -> Path:

@@ -83,6 +83,7 @@ def smoke(monkeypatch: pytest.MonkeyPatch, nursery: Nursery, tmp_path: Path) -> 
         whole = tmp_path / "whole.toml"
         whole.write_text(tomli_w.dumps(run.resolved()))
         told = () if run.settled else ("model.", "data.tokenizer", "data.sequence")  # by the base
+        told += ("data.sequence", "data.tokenizer") if run.data.chat else ()  # an answer has to begin in a sequence
         roomy = SENTINELS if run.data.objective.kind == "span" else []
         return spec.load(whole, [*(setting for setting in SMOKE if not setting.startswith(told)), *roomy])
 

@@ -11,7 +11,13 @@ import pytest
 
 from plait import events
 from plait.cluster.nursery import Nursery
+from plait.errors import UserError
+from plait.tasks.answer import answer, compare
+from plait.tasks.chat import Conversation
+from plait.tasks.generate import Sampling, generate
 from plait.tasks.pretrain import train
+from plait.tasks.trained import load
+from plait.testing.failures import CutOff, CutOffAt
 from tests.runs import WORDS, differences, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
@@ -51,3 +57,61 @@ def test_answers_draw_the_curve_of_one_process(curve: Curve, layout: dict[str, i
 def test_a_step_counts_the_tokens_of_answers(curve: Curve, tmp_path: Path, prepared: Path) -> None:
     assert all(step.tokens < 8 * 64 / 4 for step in curve("alone", data__chat={}, train__duration="2 steps"))
     assert (tmp_path / "alone" / "chat_template.jinja").exists()
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory, pairs: Path, prepared: Path, nursery: Nursery) -> Path:
+    folder = tmp_path_factory.mktemp("talker") / "run"
+    settings = {"data__chat": {}, "data__sequence": 64, "data__tokenizer": {"train": 266}, "train__duration": "12 steps"}
+    train(tiny(pairs, prepared, **settings, train__optimizer={"lr": 1e-2}), folder, nursery=nursery, quiet=True)
+    return folder
+
+
+def test_an_answer_goes_on_behind_all_that_was_said(talker: Path) -> None:
+    trained = load(talker)
+    conversation = Conversation(trained, Sampling(tokens=5, temperature=0), "Be brief.")
+    first = "".join(conversation.say("say the cat"))
+    assert [message["role"] for message in conversation.messages] == ["system", "user", "assistant"]
+    prompt = trained.template.prompt([*conversation.messages, {"role": "user", "content": "again"}])
+    expected = generate(trained.module, trained.tokenizer, [prompt], Sampling(tokens=5, temperature=0))[0].text
+    assert "".join(conversation.say("again")) == expected.lstrip()
+    conversation.forget()
+    assert "".join(conversation.say("say the cat")) == first
+
+
+def test_a_conversation_that_is_too_long_is_said_to_be_and_goes_on(talker: Path) -> None:
+    conversation = Conversation(load(talker), Sampling(tokens=5, temperature=0))
+    with pytest.raises(UserError, match=r"this conversation's \d+ tokens fill the model's context of 64; begin anew with /new"):
+        next(conversation.say("word " * 60))
+    assert conversation.messages == []
+    assert list(conversation.say("say a dog")) is not None
+
+
+def test_the_newest_checkpoint_of_a_run_that_goes_on_answers(tmp_path: Path, pairs: Path, prepared: Path, nursery: Nursery) -> None:
+    settings = {"data__chat": {}, "data__sequence": 64, "data__tokenizer": {"train": 266}, "train__duration": "6 steps"}
+    run = tiny(pairs, prepared, **settings, checkpoint={"every": "2 steps", "keep": 3})
+    with pytest.raises(CutOff):
+        train(run, tmp_path / "run", listeners=[CutOffAt(2, kind=events.Saved)], nursery=nursery, quiet=True)
+    conversation = Conversation(load(tmp_path / "run"), Sampling(tokens=2, temperature=0))
+    before = conversation.trained.step
+    train(run, tmp_path / "run", nursery=nursery, quiet=True)
+    list(conversation.say("say the cat"))
+    assert before < conversation.trained.step == 6
+    newest = dict(load(tmp_path / "run").module.named_parameters())
+    assert all(value.equal(newest[path]) for path, value in conversation.trained.module.named_parameters())
+
+
+def test_answers_are_counted_as_squad_counts_them(talker: Path, tmp_path: Path) -> None:
+    assert compare("The Cat!", ["a cat"]) == (1.0, 1.0)
+    assert compare("black cat", ["dog", "a cat"]) == (0.0, pytest.approx(2 / 3))
+    assert compare("", ["cat"]) == (0.0, 0.0)
+    rows = [{"prompt": "say cat", "answer": "cat"}, {"prompt": "say cat", "answer": "cat"}, {"prompt": "say dog", "answer": "dog"}]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = answer(talker, tmp_path / "questions.jsonl", batch=2, tokens=4)
+    assert (told.questions, told.baseline_exact) == (3, pytest.approx(2 / 3))
+    trained = load(talker)
+    prompt = trained.template.prompt([{"role": "user", "content": "say dog"}])
+    assert told.told[2].said == generate(trained.module, trained.tokenizer, [prompt], Sampling(tokens=4, temperature=0))[0].text.strip()
+    (tmp_path / "texts.jsonl").write_text('{"text": "x"}')
+    with pytest.raises(UserError, match="has no 'messages'"):
+        answer(talker, tmp_path / "texts.jsonl")
