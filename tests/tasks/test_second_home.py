@@ -128,6 +128,7 @@ def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
     assert grad_norm <= GRAD_NORM
 
 
+@pytest.mark.slow
 def test_a_second_home_that_cannot_be_written_holds_nothing_up(trainer: Trainer, undisturbed: list[events.Step]) -> None:
     there = trainer.folder / "full"
 
