@@ -14,7 +14,7 @@ from plait.cluster.faults import Fault
 from plait.cluster.nursery import Nursery
 from plait.proof.coverage import verify_run
 from plait.tasks.pretrain import train
-from tests.runs import differences, history_of, steps_of, tiny
+from tests.runs import differences, history_of, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 40
@@ -60,7 +60,7 @@ def counts(step: events.Step) -> list[int]:
     return [sum(end - first for first, end in ranges) for ranges in step.shares.values()]
 
 
-@pytest.mark.parametrize("policy", ["dynamic", "auto"])
+@pytest.mark.parametrize("policy", [slow("dynamic"), "auto"])
 def test_shares_follow_load_that_comes_and_goes_and_the_curve_does_not(curve: Trainer, alone: list[events.Step], policy: str) -> None:
     steps = curve("shared", layout__replicas=2, balance__policy=policy)
     assert_one_curve(alone, steps)
@@ -69,6 +69,7 @@ def test_shares_follow_load_that_comes_and_goes_and_the_curve_does_not(curve: Tr
     assert [(event.replica, event.recovered) for event in curve.of("shared", events.Straggler)][:2] == [(0, False), (0, True)]
 
 
+@pytest.mark.slow
 def test_pieces_follow_load_that_comes_and_goes_and_the_curve_does_not(curve: Trainer, alone: list[events.Step]) -> None:
     steps = curve("served", layout__replicas=2, sync__strategy="server", sync__push_every=2, balance__policy="auto")
     assert_one_curve(alone, steps)

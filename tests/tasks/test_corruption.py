@@ -41,6 +41,7 @@ def test_the_odd_one_is_named_and_all_return_to_the_last_checkpoint(
     assert_rolled_back(curve, "flipped", 1, 0, differs)
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_the_odd_one_takes_the_others_state_and_the_touched_steps_are_told(
     curve: Trainer,  # noqa: F811
     undisturbed: list[events.Step],  # noqa: F811
