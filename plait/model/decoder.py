@@ -10,6 +10,7 @@ head      the embedding again                 its own
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -120,7 +121,7 @@ class _Rotary(nn.Module):
     def __init__(self, model: spec.Model, sequence: int) -> None:
         super().__init__()
         width = model.head_width
-        frequencies = model.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+        frequencies = _stretched(model.rope_theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width), model.rope_scaling)
         angles_LE = torch.arange(sequence, dtype=torch.float64)[:, None] * frequencies
         self.cos: Tensor
         self.sin: Tensor
@@ -132,6 +133,18 @@ class _Rotary(nn.Module):
         places = slice(length) if positions is None else positions
         dtype = _compute_dtype(self.cos)
         return Rotation(self.cos[places].to(dtype).unsqueeze(-2), self.sin[places].to(dtype).unsqueeze(-2))
+
+
+def _stretched(frequencies_E: Tensor, scaling: spec.RopeScaling | None) -> Tensor:
+    """Radians a position of each pair, slowed where settings say so (Llama Team 2024, "The Llama 3 Herd of Models", 3.4)."""
+    if scaling is None:
+        return frequencies_E
+    slow_E = frequencies_E / scaling.factor
+    if scaling.low is None or scaling.high is None or scaling.original is None:
+        return slow_E
+    turns_E = scaling.original * frequencies_E / (2 * math.pi)
+    kept_E = ((turns_E - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+    return (1 - kept_E) * slow_E + kept_E * frequencies_E
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -15,7 +15,7 @@ from plait.spec.finetune import Finetune, Lora, some_paths
 from plait.spec.fitting import place_of, stages_of
 from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
-from plait.spec.model import Mixture, Model
+from plait.spec.model import Mixture, Model, RopeScaling
 from plait.spec.objective import Objective
 from plait.spec.reading import load, parse, schema
 from plait.spec.run import Run, flatten, shapes_curve
@@ -51,6 +51,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Phase",
+    "RopeScaling",
     "Run",
     "Schedule",
     "Section",

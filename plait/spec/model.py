@@ -22,6 +22,25 @@ class Mixture(NamedTuple):
     bias_rate: float
 
 
+class RopeScaling(Section):
+    """Rotary angles that turn more slowly, so that more positions are told apart: all alike, or as Llama 3.1's, whose quick ones stay."""
+
+    kind: Literal["linear", "llama3"] = Field(description="linear: all by `factor`; llama3: those that turn slowly, gradually")
+    factor: float = Field(gt=1, description="how many times slower")
+    low: float | None = Field(None, gt=0, description="llama3: angles that turn less often within `original` are slowed in full")
+    high: float | None = Field(None, gt=0, description="llama3: those that turn more often stay as they are")
+    original: Positive | None = Field(None, description="llama3: positions that were first trained on")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        given = [name for name in ("low", "high", "original") if getattr(self, name) is not None]
+        if self.kind == "linear" and given:
+            raise ValueError(f'{given[0]} belongs to kind = "llama3"; leave it out with "linear"')
+        if self.kind == "llama3" and (self.low is None or self.high is None or self.original is None or self.high <= self.low):
+            raise ValueError('kind = "llama3" needs low, high above it, and original')
+        return self
+
+
 class Model(Section):
     """What is computed. The decoder families differ by these settings alone; "bert" is an encoder, "t5" both."""
 
@@ -39,6 +58,7 @@ class Model(Section):
     tied: bool | None = Field(None, description="the head reuses the embedding; gpt2, bert and t5 yes, llama no when left out")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     rope_theta: float = Field(10_000.0, gt=0, description="llama: the slowest rotary angle turns once in 2 pi times so many positions")
+    rope_scaling: RopeScaling | None = Field(None, description="how angles are stretched for longer texts than were first trained on")
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="activation checkpointing: what of a block backward computes again; selective: all but the matrix products"
     )
@@ -116,6 +136,8 @@ class Model(Section):
     @model_validator(mode="after")
     def _sided(self) -> Self:
         given = [name for name in self.OF_SIDES if getattr(self, name) is not None]
+        if self.rope_scaling is not None and not self.rotates:
+            raise ValueError(f'rope_scaling is for rotary positions, and family = "{self.family}" has none; leave it out')
         if self.family in self.FAMILIES and self.family != "t5" and given:
             raise ValueError(f'{given[0]} belongs to family = "t5"; leave it out with "{self.family}"')
         unfit = {"kv_heads": self.key_value_heads != self.heads, "qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm}

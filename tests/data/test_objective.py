@@ -111,6 +111,9 @@ def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
     [
         ({"family": "bert"}, {}, r'family = "bert" and data.objective.kind = "causal".* kind = "masked"'),
         ({"family": "gpt2"}, {"kind": "masked"}, r'this family learns by "causal"'),
+        ({"family": "gpt2", "rope_scaling": {"kind": "linear", "factor": 2.0}}, {}, r"rope_scaling is for rotary positions"),
+        ({"rope_scaling": {"kind": "linear", "factor": 2.0, "low": 1.0}}, {}, r'low belongs to kind = "llama3"'),
+        ({"rope_scaling": {"kind": "llama3", "factor": 2.0}}, {}, r"needs low, high above it, and original"),
         ({}, {"rate": 0.1}, r'rate belongs to kind = "masked" or "span"'),
     ],
     ids=str,

@@ -44,10 +44,19 @@ DECODER = {
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 MODELS = {
     "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "eos_token_id": 0}),
     "llama": ("Llama", {**DECODER, "head_dim": 12, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
     "llama tied": ("Llama", {**DECODER, "tie_word_embeddings": True}),
+    "llama 3.1": ("Llama", {**DECODER, "rope_parameters": {**LLAMA3, "rope_theta": 5000.0}}),
+    "llama stretched": ("Llama", {**DECODER, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
     "mistral": ("Mistral", {**DECODER, "sliding_window": CONTEXT}),
     "qwen2": ("Qwen2", DECODER),
     "qwen3": ("Qwen3", {**DECODER, "head_dim": 16}),

@@ -15,6 +15,17 @@ from plait.model.huggingface.dialect import Config, Dialect, Shape, Source, Weig
 _ROPE = 10_000.0
 _GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 _SILU = ("silu", "swish")
+_SCALED: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low": "low_freq_factor",
+        "high": "high_freq_factor",
+        "original": "original_max_position_embeddings",
+    },
+}
+"""How angles are scaled: plait's settings and theirs."""
 
 
 def _read_gpt2(config: Config) -> dict[str, Any]:
@@ -91,7 +102,7 @@ def _read_llama(config: Config) -> dict[str, Any]:
         "hidden": config.take("intermediate_size"),
         "dropout": config.rates("attention_dropout"),
         "norm_eps": config.take("rms_norm_eps", 1e-6),
-        "rope_theta": _rope_theta(config),
+        **_angles(config),
         "tied": config.take("tie_word_embeddings", False),
         "vocabulary": config.take("vocab_size"),
         "context": context,
@@ -148,19 +159,30 @@ def _refuse_windows(config: Config, context: int) -> None:
         raise config.lacks("sliding_window", window, f"sees the whole context; --context {window} imports the model for texts as short")
 
 
-def _rope_theta(config: Config) -> float:
-    """From either form of the setting. Raises CheckpointError for angles that are scaled."""
-    parameters = dict(config.maybe("rope_parameters") or {})
-    alone = config.maybe("rope_theta")
+def _angles(config: Config) -> dict[str, Any]:
+    """From either form of the settings. Raises CheckpointError for angles that are scaled in another way."""
+    parameters, alone = dict(config.maybe("rope_parameters") or {}), config.maybe("rope_theta")
     theta = parameters.pop("rope_theta", None) or alone or _ROPE
-    for given in (parameters, dict(config.maybe("rope_scaling") or {})):
-        kind = given.pop("rope_type", given.pop("type", "default"))
-        if kind != "default":
-            raise config.lacks("rope_scaling", kind, "has angles that are not scaled")
-        if given.pop("partial_rotary_factor", 1.0) != 1.0 or given:
-            raise config.lacks("rope_parameters", given or "partial", "rotates whole heads")
+    parameters = dict(config.maybe("rope_scaling") or parameters)
+    parameters.pop("rope_theta", None)
     config.only("partial_rotary_factor", 1.0)
-    return float(theta)
+    kind = parameters.pop("rope_type", parameters.pop("type", "default"))
+    if kind not in _SCALED:
+        raise config.lacks("rope_scaling", kind, "has " + " and ".join(_SCALED))
+    scaling = {ours: parameters.pop(theirs) for ours, theirs in _SCALED[kind].items() if theirs in parameters}
+    parameters.pop("type", None)
+    if parameters.pop("partial_rotary_factor", 1.0) != 1.0 or parameters:
+        raise config.lacks("rope_parameters", parameters or "partial", "rotates whole heads")
+    return {"rope_theta": float(theta), "rope_scaling": {"kind": kind, **scaling} if scaling else None}
+
+
+def _write_angles(shape: Shape) -> dict[str, Any]:
+    """In the form of transformers 5, and in that of 4."""
+    scaling, theta = shape.model.rope_scaling, shape.model.rope_theta
+    if scaling is None:
+        return {"rope_parameters": {"rope_theta": theta, "rope_type": "default"}, "rope_theta": theta}
+    told = {theirs: getattr(scaling, ours) for ours, theirs in _SCALED[scaling.kind].items()} | {"rope_type": scaling.kind}
+    return {"rope_parameters": {"rope_theta": theta, **told}, "rope_theta": theta, "rope_scaling": told}
 
 
 def _write_llama(shape: Shape) -> dict[str, Any]:
@@ -178,8 +200,7 @@ def _write_llama(shape: Shape) -> dict[str, Any]:
         "num_hidden_layers": model.layers,
         "num_key_value_heads": model.key_value_heads,
         "rms_norm_eps": model.norm_eps,
-        "rope_parameters": {"rope_theta": model.rope_theta, "rope_type": "default"},
-        "rope_theta": model.rope_theta,
+        **_write_angles(shape),
         "tie_word_embeddings": model.tied_head,
         "vocab_size": shape.vocabulary,
     }
