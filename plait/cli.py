@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from plait import __version__, spec
-from plait.errors import PlaitError
+from plait.errors import PlaitError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Train language models in parallel.")
 data = typer.Typer(no_args_is_help=True, help="Prepare corpora.")
@@ -185,6 +185,16 @@ def answer(
         print(json.dumps(answers.as_dict()))
     else:
         answers_table(answers)
+
+
+@app.command("lm-eval", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def lm_eval(context: typer.Context) -> None:
+    """lm-evaluation-harness, with --model plait --model_args path=DIR; everything else is its own."""
+    try:
+        from plait.tasks.harness import main as harness
+    except ImportError as error:
+        raise UserError(f"plait lm-eval needs {error.name}: pip install 'plait[harness]'") from None
+    harness(context.args)
 
 
 @app.command()
