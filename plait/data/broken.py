@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO, Literal
 
 from plait.errors import DataError
+from plait.store import durable
 
 Policy = Literal["fail", "skip", "quarantine"]
-QUARANTINE = "quarantine.jsonl"
+QUARANTINE, ACCOUNT = "quarantine.jsonl", "aside.json"
 KEPT_BYTES = 1 << 16  # of what is laid aside, so that a file of one endless line does not fill the disk
 
 
@@ -57,3 +61,23 @@ class Aside:
             raw = unusable.raw[:KEPT_BYTES].decode("utf-8", "backslashreplace")
             line = {"place": unusable.place, "kind": unusable.kind, "why": unusable.why, "raw": raw}
             self._file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
+
+
+class Account:
+    """An `Aside` for one reading of the whole corpus; its counts and its file appear in a folder once the reading has ended well."""
+
+    def __init__(self, folder: Path, policy: Policy) -> None:
+        self._folder = folder
+        self._policy = policy
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Aside:
+        file = self._stack.enter_context(durable.writing(self._folder / QUARANTINE)) if self._policy == "quarantine" else None
+        self._aside = Aside(self._policy, file)
+        return self._aside
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.__exit__(kind, error, trace)
+        if kind is None:
+            with durable.writing(self._folder / ACCOUNT) as file:
+                file.write(json.dumps({"counts": self._aside.counts, "first": self._aside.first}).encode())

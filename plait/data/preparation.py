@@ -15,9 +15,8 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +35,7 @@ from plait.errors import DataError
 from plait.store import durable
 
 TRAINING_BYTES = 1 << 30  # a tokenizer learns no more from more text than this
-ASIDE, EVALUATION = "aside.json", "evaluation.npy"
+EVALUATION = "evaluation.npy"
 Answer = TypeVar("Answer")
 
 
@@ -73,7 +72,7 @@ class Preparation:
                 raise DataError("data.corpus: a file changed while it was being prepared; run again once it is at rest")
             self._write(stored, numbers)
         shutil.rmtree(self._pieces)
-        (self._making / ASIDE).unlink(missing_ok=True)
+        (self._making / broken.ACCOUNT).unlink(missing_ok=True)
         durable.rename(self._making, self._folder)
 
     def _processes(self) -> int:
@@ -138,16 +137,12 @@ class Preparation:
         record["split"] = self._split(identity, source, document.fields, told)
         return Taken(source, document.text, record, document.fields, read)
 
-    def _accounted(self) -> _Accounted:
-        """Reads the corpus through once, and keeps account of what cannot be used."""
-        return _Accounted(self._making, self._data)
-
     def _chunks(self) -> Iterator[Chunk]:
         """What is tokenised: the corpus in chunks, or the chunks as they were studied."""
         if self._data.studied:
             yield from self._studied()
             return
-        with self._accounted() as aside:
+        with broken.Account(self._making, self._data.broken) as aside:
             yield from chunks.cut(self._read(aside), self._total, self._data.numeric)
 
     def _studied(self) -> Iterator[Chunk]:
@@ -171,19 +166,18 @@ class Preparation:
             return
         self._tell("cleaning", 0)
         evaluation = self._evaluation()
-        numbers: list[int] = []
-        with self._accounted() as aside:
-            cut = chunks.cut(self._read(aside), self._total, self._data.numeric)
+        numbers: list[list[int]] = [[] for _ in self._sources]
+        with broken.Account(self._making, self._data.broken) as aside:
             self._in_parallel(
-                (chunk for chunk in cut if not numbers.append(chunk.number)),  # type: ignore[func-returns-value]
+                _noted(chunks.cut(self._read(aside), self._total, self._data.numeric), numbers),
                 lambda chunk: study.path_of(self._pieces, chunk.number).exists(),
                 lambda chunk: workers.study(self._pieces, chunk, self._data, evaluation),
                 lambda chunk, answer: self._tell("cleaning", chunk.read),
             )
-        if not numbers:
+        if not any(numbers):
             raise self._empty()
         self._tell("comparing", self._total)
-        study.decide(self._pieces, numbers, self._data)
+        study.decide(self._pieces, [number for mine in numbers for number in mine], self._data)
 
     def _evaluation(self) -> Path:
         """The word sequences of the evaluation sets, in a file for workers."""
@@ -205,7 +199,7 @@ class Preparation:
         start: Callable[[Chunk], Future[Answer]],
         settle: Callable[[Chunk, Answer | None], None],
     ) -> None:
-        """Work on chunks in order, a few at a time; those that stand already are settled at once, without an answer."""
+        """Work on chunks, a few at a time; those that stand already are settled at once, without an answer, before any other."""
         waiting: deque[tuple[Chunk, Future[Answer]]] = deque()
 
         def settle_first() -> None:
@@ -280,7 +274,6 @@ class Preparation:
         numbers: list[list[int]] = [[] for _ in self._sources]
 
         def settle(chunk: Chunk, done: pieces.Done | None) -> None:
-            numbers[chunk.source].append(chunk.number)
             done = done or pieces.done(self._pieces, chunk.number)
             assert done is not None, chunk.number
             self._documents += done.documents
@@ -289,7 +282,7 @@ class Preparation:
 
         pattern, talk = self._data.tokenizer.pattern, self._talk()
         self._in_parallel(
-            self._chunks(),
+            _noted(self._chunks(), numbers),
             lambda chunk: pieces.path_of(self._pieces, chunk.number).exists(),
             lambda chunk: workers.write(self._pieces, chunk, stored, pattern, talk) if chunk.ids is None else self._written(chunk),
             settle,
@@ -386,33 +379,18 @@ class Preparation:
         if (self._making / broken.QUARANTINE).exists():
             about[broken.QUARANTINE] = _stored(self._making / broken.QUARANTINE)
         rows = np.load(self._making / records.DOCUMENTS, mmap_mode="r", allow_pickle=False)
-        aside = json.loads((self._making / ASIDE).read_bytes())
+        aside = json.loads((self._making / broken.ACCOUNT).read_bytes())
         return about, lineage.told(self._data, self._sources, rows, aside, __version__)
 
     def _tell(self, stage: Stage, read: int) -> None:
         self._listener(Progress(min(read, self._total), self._total, self._documents, self._tokens, stage))
 
 
-class _Accounted:
-    """An `Aside` for one reading of the whole corpus; its counts and its file appear once the reading has ended well."""
-
-    def __init__(self, making: Path, data: spec.Data) -> None:
-        self._making = making
-        self._policy = data.broken
-        self._stack = ExitStack()
-
-    def __enter__(self) -> Aside:
-        file = None
-        if self._policy == "quarantine":
-            file = self._stack.enter_context(durable.writing(self._making / broken.QUARANTINE))
-        self._aside = Aside(self._policy, file)
-        return self._aside
-
-    def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
-        if error[0] is None:
-            with durable.writing(self._making / ASIDE) as file:
-                file.write(json.dumps({"counts": self._aside.counts, "first": self._aside.first}).encode())
+def _noted(cut: Iterable[Chunk], numbers: list[list[int]]) -> Iterator[Chunk]:
+    """The chunks, their numbers noted by source in the order of the corpus, in whichever order they are done."""
+    for chunk in cut:
+        numbers[chunk.source].append(chunk.number)
+        yield chunk
 
 
 def _stored(path: Path) -> tokens.StoredFile:

@@ -179,7 +179,10 @@ def test_a_killed_preparation_goes_on_where_it_was(ready: spec.Data, tmp_path: P
     assert killed.returncode == -signal.SIGKILL
     assert prepare.find(data) is None
     kept = set(Path(data.prepared).glob("*.making/pieces/*.npz"))
-    assert kept
+    assert len(kept) > 1
+    first = min(kept)  # as where one worker was slower than the others
+    first.unlink()
+    kept.remove(first)
     written: list[int] = []
     original = worker.Workers.write
 
