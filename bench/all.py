@@ -40,6 +40,7 @@ BENCHMARKS = (
     "checkpoints",
     "preparing",
     "cleaning",
+    "store",
     "huggingface",
     "generate",
     "gpu",

@@ -52,6 +52,7 @@ class Cache:
     def __init__(self, folder: Path, limit: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._lock_path = str(folder / "lock")
         self.limit = max(limit, 4 * BLOCK)
         with self.changing():
             self._used = _mapped(folder / "used", 8).view(np.int64)
@@ -96,13 +97,20 @@ class Cache:
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:
-        self.folder.mkdir(parents=True, exist_ok=True)  # whoever wiped the cache shall not stop who reads
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)  # of this call's own, since threads exclude each other too
+        lock = self._opened_lock()  # of this call's own, since threads exclude each other too
         try:
             fcntl.flock(lock, how)
             yield
         finally:
             os.close(lock)
+
+    def _opened_lock(self) -> int:
+        """Whoever wiped the cache shall not stop who reads."""
+        try:
+            return os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            return os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
 
 
 class CachedFile:

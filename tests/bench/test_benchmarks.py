@@ -59,6 +59,12 @@ def test_training_is_measured(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("s3fs") is None, reason="needs the extra [servers]")
+def test_storage_is_measured(tmp_path: Path) -> None:
+    assert all(is_measured(figure) for figure in run("store", tmp_path))
+
+
+@pytest.mark.slow
 def test_fingerprints_are_measured(tmp_path: Path) -> None:
     assert all(is_measured(figure) for figure in run("corruption", tmp_path))
 

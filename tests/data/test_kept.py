@@ -97,6 +97,7 @@ def test_the_backup_is_read_where_the_home_is_gone(
     assert "there is nothing of that name; reading the backup" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_a_backup_what_is_gone_is_prepared_anew(near: Prepared, far: spec.Data, tmp_path: Path) -> None:
     prepare.prepare(far)
     shutil.rmtree(tmp_path / "home")

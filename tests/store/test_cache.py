@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,19 @@ def test_a_tier_that_fails_is_passed_over(tmp_path: Path, home: Store, content: 
     assert len([line for line in told if "going on without this cache for a while" in line]) == 1
 
 
+def test_nothing_changes_while_someone_copies(tmp_path: Path) -> None:
+    cache, changed = Cache(tmp_path / "cache", 4 * BLOCK), threading.Event()
+
+    def change() -> None:
+        with cache.changing():
+            changed.set()
+
+    with cache.reading(), cache.reading():
+        threading.Thread(target=change).start()
+        assert not changed.wait(0.2)
+    assert changed.wait(10)
+
+
 def test_processes_share_the_cache(tmp_path: Path, home: Store, content: bytes) -> None:
     """Three at once in a cache too small for all, each evicting what the others read."""
     script = "import sys; from pathlib import Path; from tests.store.test_cache import stress; stress(Path(sys.argv[1]), int(sys.argv[2]))"
@@ -173,7 +187,7 @@ def stress(folder: Path, seed: int) -> None:
     home = store.at(str(folder / "home"))
     cached = opened(folder, home, Homes([home]), 7)
     content = (folder / "tokens").read_bytes()
-    for turn in range(40):
+    for turn in range(15):
         check(cached, content, spans(6, 700, 100 * seed + turn), 700)
     os._exit(0)
 

@@ -14,8 +14,8 @@ from plait.store.check import check
 from tests.store import table
 from tests.store.park import Park
 
-FAST = ["file", "memory", "redis", "memcached", "s3", "gs", "mongodb", "cassandra", "alluxio"]
-SLOW = ["hdfs", "webhdfs"]
+FAST = ["file", "memory", "redis", "memcached", "s3", "gs", "mongodb", "cassandra"]
+SLOW = ["alluxio", "hdfs", "webhdfs"]
 EVERY = pytest.mark.parametrize("system", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 CONTENT = bytes(range(256)) * 40
 

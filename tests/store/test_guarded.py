@@ -87,6 +87,7 @@ def test_cassandra_by_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             documents.download(f"{server.url}/articles", ["body"], tmp_path / "rows")
 
 
+@pytest.mark.slow
 def test_mongodb_by_tls_and_user(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user is made before the server asks for one."""
     import pymongo
