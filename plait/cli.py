@@ -61,17 +61,22 @@ def train(
 @app.command()
 def evaluate(
     folder: RunFolder,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    split: Annotated[list[str] | None, typer.Option(help="train, validation or test; repeat for a table.")] = None,
     limit: Annotated[int | None, typer.Option(help="Sequences; all when left out.", min=1)] = None,
     device: Device = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a split.")] = False,
 ) -> None:
     """Measure a trained model: loss, perplexity, accuracy of the next token."""
     from plait.tasks.evaluate import evaluate as measure
-    from plait.tasks.showing import score_lines
+    from plait.tasks.showing import score_lines, scores_table
 
-    score = measure(folder, split, limit=limit, device=_device(device))
-    print(json.dumps(score.as_dict()) if as_json else score_lines(score))
+    scores = [measure(folder, each, limit=limit, device=_device(device)) for each in split or ["validation"]]
+    if as_json:
+        print("\n".join(json.dumps(score.as_dict()) for score in scores))
+    elif len(scores) == 1:
+        print(score_lines(scores[0]))
+    else:
+        scores_table(scores)
 
 
 @app.command()

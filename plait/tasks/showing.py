@@ -107,6 +107,26 @@ def score_lines(score: Score) -> str:
     )
 
 
+def scores_table(scores: list[Score]) -> None:
+    """Several splits, a row each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in (f"step {scores[0].step}", "loss", "unigram entropy", "perplexity", "accuracy", "tokens"):
+        table.add_column(title, justify="left" if title.startswith("step") else "right")
+    for score in scores:
+        figures = (
+            f"{score.loss:.4f}",
+            f"{score.unigram_entropy:.4f}",
+            f"{score.perplexity:.2f}",
+            f"{score.accuracy:.1%}",
+            f"{score.tokens:,}",
+        )
+        table.add_row(score.split, *figures)
+    Console().print(table)
+
+
 def write_by_beams(trained: Trained, sources: list[str], beams: Beams) -> None:
     """What an encoder-decoder writes from each source, a line each."""
     from plait.model.seq2seq import Seq2Seq
