@@ -79,6 +79,7 @@ def test_files_made_for_a_split_go_there(tmp_path: Path, ready: spec.Data) -> No
     assert [prepare.prepare(moved).documents(split) for split in SPLITS] == [60, 0, 20]
 
 
+@pytest.mark.slow
 def test_tokens_and_text_are_mixed_as_sources(tmp_path: Path, ready: spec.Data) -> None:
     data = asked(tmp_path, ready, nanogpt)
     both = data.model_copy(update={"corpus": [*data.corpus, spec.Source(path=str(ready.corpus[0]), name="text")]})

@@ -71,6 +71,7 @@ def test_quarantine_goes_on_and_lays_each_aside_with_place_and_reason(tmp_path: 
     prepared.verify()
 
 
+@pytest.mark.slow
 def test_skipping_counts_and_writes_no_file(tmp_path: Path) -> None:
     prepared = prepare.prepare(told(tmp_path, *broken_files(tmp_path), broken="skip", largest=1_000_000))
     lineage = prepared.manifest.lineage

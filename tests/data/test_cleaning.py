@@ -186,16 +186,17 @@ def fates(prepared: Prepared) -> list[str]:
 def test_duplicates_are_dropped_and_name_the_first(tmp_path: Path) -> None:
     texts = prose(40)
     edited = texts[3].rsplit(" ", 2)[0] + " another end"
-    prepared = prepare.prepare(told(tmp_path, [*texts, texts[5] + "  ", edited, *prose(1, seed=9)]))
-    assert fates(prepared) == ["kept"] * 40 + ["duplicate", "near-duplicate", "kept"]
+    prepared = prepare.prepare(told(tmp_path, [*texts, texts[5] + "  ", edited, *prose(1, seed=9), "!!!", "???"]))
+    assert fates(prepared) == ["kept"] * 40 + ["duplicate", "near-duplicate", "kept", "kept", "kept"]
     rows = prepared.records()
-    assert rows["twin"][40:].tolist() == [5, 3, -1]
+    assert rows["twin"][40:].tolist() == [5, 3, -1, -1, -1]
     assert rows["value"][41] >= 0.8
-    assert prepared.documents("train") + prepared.documents("validation") + prepared.documents("test") == 41
+    assert prepared.documents("train") + prepared.documents("validation") + prepared.documents("test") == 43
     assert fates(prepare.prepare(told(tmp_path, [*texts, texts[5]], clean=spec.Clean(rules=[], duplicates="keep")))) == ["kept"] * 41
 
 
-@pytest.mark.parametrize(("within", "dropped"), [("corpus", 8), pytest.param("source", 0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("within", "dropped"), [("corpus", 8), ("source", 0)])
 def test_duplicates_across_sources(tmp_path: Path, within: str, dropped: int) -> None:
     data = told(tmp_path, prose(40), clean=spec.Clean(rules=[], within=within))
     other = tmp_path / "other.txt"

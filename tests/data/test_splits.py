@@ -43,6 +43,7 @@ def test_later_documents_are_held_back(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_source_is_held_back_by_its_name(tmp_path: Path) -> None:
     data = told(tmp_path, [{"text": text} for text in documents(60)], split=spec.Splits(by="source", test_values=["new"]))
     other = tmp_path / "new.txt"

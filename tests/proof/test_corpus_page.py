@@ -12,7 +12,9 @@ from plait.tasks.corpus import print_statistics
 from tests.data.test_cleaning import CHINESE, ENGLISH, prose, told
 
 
-@pytest.mark.parametrize("clean", [None, spec.Clean(languages=["en", "zh"], limits={"*": spec.Limits(stop_words=0)})])
+@pytest.mark.parametrize(
+    "clean", [pytest.param(None, marks=pytest.mark.slow), spec.Clean(languages=["en", "zh"], limits={"*": spec.Limits(stop_words=0)})]
+)
 def test_the_page_shows_every_figure(tmp_path: Path, clean: spec.Clean | None, capsys: pytest.CaptureFixture[str]) -> None:
     data = told(tmp_path, [*prose(40), ENGLISH, CHINESE, CHINESE, "short"], clean=clean)
     both = data.model_copy(update={"corpus": [spec.Source(path=str(data.corpus[0]), name="<a> & b")], "broken": "skip"})

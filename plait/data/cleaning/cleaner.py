@@ -57,8 +57,14 @@ class Cleaner:
             changed |= (text != before) << len(self._steps)
         words = Words(text)
         verdict = self._judge(words, language)
-        signature = self._sign(words.grams(near.SHINGLE)) if self._sign and verdict is None else None
-        return Cleaned(text, changed, language, verdict, records.identity(text), signature)
+        content = records.identity(text)
+        signature = self._signature(words, content) if verdict is None else None
+        return Cleaned(text, changed, language, verdict, content, signature)
+
+    def _signature(self, words: Words, content: int) -> np.ndarray | None:
+        if self._sign is None:
+            return None
+        return self._sign(words.grams(near.SHINGLE)) if words.all else near.of_content(content)
 
     def _judge(self, words: Words, language: str) -> Verdict | None:
         """Why the document is dropped, by what it says alone."""

@@ -40,6 +40,11 @@ def signer() -> Callable[[np.ndarray], np.ndarray]:
     return sign
 
 
+def of_content(content: int) -> np.ndarray:
+    """The signature of a text without words, which is like itself alone."""
+    return order.draws(np.array([content], dtype=np.uint64), np.arange(MINIMA)).astype(np.uint32)
+
+
 def rows_of_a_band(similarity: float) -> int:
     """The most that still find all but MISSED of the pairs that are just similar enough: wrong candidates are cheap, missed ones stay."""
     return max(rows for rows in range(1, 17) if (1 - similarity**rows) ** (MINIMA // rows) <= MISSED or rows == 1)
