@@ -79,6 +79,7 @@ class Dropout(nn.Module):
 
 def keep_mask(key_B: Tensor, rows_R: Tensor, columns_C: Tensor, rate: float) -> Tensor:
     """Which elements stay, [B, R, C] bool, of samples with these keys, in these rows (int64) and columns (int32)."""
+    rows_R = rows_R ^ 0  # a compiler that folds indices into its own arithmetic would fold the product too, which must wrap
     words_BR1 = _mix64(key_B[:, None] + rows_R * _GOLDEN)[..., None]
     first, second = words_BR1.to(torch.int32), (words_BR1 >> 32).to(torch.int32)
     hash_BRC = first + columns_C * _WEYL32
