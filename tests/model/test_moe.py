@@ -22,7 +22,7 @@ EQUAL = {"rtol": 0, "atol": 1e-10}
 
 
 def mixture(per_token=2, balance="none", auxiliary=0.0, shared=0, experts=EXPERTS, dtype=torch.float64):
-    told = spec.Mixture(experts, per_token, shared, HIDDEN, balance, auxiliary, 0.25)
+    told = spec.Mixture(experts, per_token, shared, HIDDEN, "sigmoid", balance, auxiliary, 0.25)
     module = Mixture(WIDTH, told, 0, SwiGLU(WIDTH, shared * HIDDEN) if shared else None).to(dtype)
     chance = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -356,5 +356,5 @@ def test_nonsense_is_refused(given, why):
 
 def test_what_is_left_out_is_usual():
     mixture = spec.Model(family="moe", width=192).mixture
-    assert mixture == (8, 2, 0, 256, "bias", 1e-4, 1e-3)  # two experts of 256: the plain MLP's 512
+    assert mixture == (8, 2, 0, 256, "sigmoid", "bias", 1e-4, 1e-3)  # two experts of 256: the plain MLP's 512
     assert spec.Model(family="moe", width=192, experts_per_token=3, shared_experts=1).mixture.hidden == 128

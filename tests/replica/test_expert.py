@@ -160,7 +160,7 @@ def test_rows_that_meet_another_expert_are_seen(tmp_path: Path) -> None:
 
 
 def mixture() -> Mixture:
-    module = Mixture(WIDTH, spec.Mixture(EXPERTS, 3, 0, 8, "auxiliary", 0.5, 0.1), 0).double()
+    module = Mixture(WIDTH, spec.Mixture(EXPERTS, 3, 0, 8, "sigmoid", "auxiliary", 0.5, 0.1), 0).double()
     chance = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in module.parameters():
