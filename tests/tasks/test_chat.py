@@ -87,6 +87,7 @@ def test_a_conversation_that_is_too_long_is_said_to_be_and_goes_on(talker: Path)
     assert list(conversation.say("say a dog")) is not None
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_of_a_run_that_goes_on_answers(tmp_path: Path, pairs: Path, prepared: Path, nursery: Nursery) -> None:
     settings = {"data__chat": {}, "data__sequence": 64, "data__tokenizer": {"train": 266}, "train__duration": "6 steps"}
     run = tiny(pairs, prepared, **settings, checkpoint={"every": "2 steps", "keep": 3})

@@ -70,11 +70,11 @@ def test_training_goes_on_from_the_base(curve: Curve, bases: Callable[[str], Pat
 
 
 LAYOUTS = [
-    ("llama", {"tensor": 2}),
     ("gpt2", {"pipeline": 2, "shard": 2}),
     *[
         pytest.param(*each, marks=pytest.mark.slow)
         for each in (
+            ("llama", {"tensor": 2}),
             ("llama", {"replicas": 2}),
             ("gpt2", {"tensor": 2, "shard": 2}),
             ("llama", {"shard": 2, "zero": 2}),
@@ -124,6 +124,7 @@ def test_layers_learn_at_rates_of_their_own(curve: Curve, tmp_path: Path, bases:
     assert moved[1] / moved[2] == pytest.approx(2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_adapters_is_small_and_goes_on_in_another_layout(curve: Curve, tmp_path: Path) -> None:
     settings = {"train__duration": "8 steps", "checkpoint__every": "2 steps", "finetune": {"lora": LORA, "trained": ["head.*"]}}
     with pytest.raises(CutOff):
