@@ -130,6 +130,7 @@ def test_a_failing_rank_is_shown_once_and_ends_all(run_file: Path, tmp_path: Pat
     assert "Traceback" not in outputs[1]
 
 
+@pytest.mark.slow
 def test_one_ranks_sigterm_saves_and_stops_all(run_file: Path, tmp_path: Path) -> None:
     processes = start_both(run_file, tmp_path / "out", "train.duration=5000 steps")
     wait_for(lambda: bool(steps_of(tmp_path / "out")))
@@ -147,6 +148,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 @pytest.mark.skipif(MPIRUN[0] is None, reason="Open MPI is not installed")
+@pytest.mark.slow
 def test_mpirun(run_file: Path, tmp_path: Path) -> None:
     process = start([*MPIRUN, sys.executable, "-m", "plait", "train", str(run_file), "--out", str(tmp_path / "out")])
     output, _ = process.communicate(timeout=180)

@@ -146,6 +146,7 @@ def test_runs_of_other_budgets_are_not_compared(compared: Comparison, make: Make
         comparing.compare_runs([tmp_path / "shorter"])
 
 
+@pytest.mark.slow
 def test_seeds_have_a_spread_and_are_compared_each_with_its_own(make: Make, tmp_path: Path, nursery: Nursery) -> None:
     told: list[Trial] = []
     comparison = comparing.compare(

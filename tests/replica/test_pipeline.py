@@ -190,6 +190,7 @@ def test_longer_pipelines(tmp_path: Path, layout: dict[str, Any], model: dict[st
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", slow("zero_bubble")])
+@pytest.mark.slow
 def test_a_model_of_ones_own(tmp_path: Path, schedule: str) -> None:
     own = {"family": "tests.replica.test_stages:Own", "width": 16, "heads": 4}
     assert_one_curve(trained(tmp_path, {"pipeline": 2, "schedule": schedule}, own, [[2, 2, 1], [2, 2]]))
@@ -248,7 +249,7 @@ def measure_between(rank: int, size: int, _: Any, folder: str, schedule: str) ->
 SHARE = share_of([2, 2, 1], step=7)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", [SCHEDULES[0], *map(slow, SCHEDULES[1:])])
 def test_measuring_and_learning_take_turns(tmp_path: Path, schedule: str) -> None:
     first, last = run_distributed("tests.replica.test_pipeline:measure_between", 2, folder=str(tmp_path), schedule=schedule)
     measured_at_once = count_taken(layout_of(2, schedule), len(SHARE))

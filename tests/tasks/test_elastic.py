@@ -103,6 +103,7 @@ def test_the_last_save_is_made_though_who_makes_it_dies(curve: Trainer, undistur
     assert [event.step for event in curve.of("killed", events.Saved)] == [STEPS]
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_whole_though_one_dies_before_its_part(curve: Trainer) -> None:
     every = {"train__evaluate_every": "4 steps", **THREE}
     curve("whole", **every)
@@ -124,7 +125,7 @@ def test_a_synchronous_server(curve: Trainer, undisturbed: list[events.Step]) ->
     assert curve.lost("killed") == [(0, 0), (2, 0), (1, 0)]
 
 
-@pytest.mark.parametrize("strategy", [slow("local_sgd"), "diloco"])
+@pytest.mark.parametrize("strategy", [slow("local_sgd"), slow("diloco")])
 def test_a_round_is_done_again_from_its_beginning(curve: Trainer, strategy: str) -> None:
     """Whether a replica dies in the last step of a round or after it, the others begin where the round did."""
     settings = {"sync__strategy": strategy, "sync__every": "4 steps", **THREE}
@@ -141,7 +142,8 @@ def test_compressed_sums_go_on_with_what_survivors_hold_back(curve: Trainer) -> 
 
 def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: Trainer, undisturbed: list[events.Step]) -> None:
     assert_one_curve(undisturbed, curve("waits", Fault("computing", 6, 1), elastic__replicas=[3, 3], **THREE))
-    assert [(event.replicas, event.fewest) for event in curve.of("waits", events.Waiting)] == [(2, 3)]
+    assert all(len(step.shares) == 3 for step in steps_of(curve.folder / "waits")), "nothing is committed by fewer"
+    assert {(event.replicas, event.fewest) for event in curve.of("waits", events.Waiting)} <= {(2, 3)}, "unless the third was back at once"
     grown = curve("grows", elastic__replicas=[1, 3], layout__replicas=1, train__duration="60 steps")
     assert len(grown[0].shares) == 1
     assert len(grown[-1].shares) == 3

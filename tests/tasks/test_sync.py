@@ -82,6 +82,7 @@ def test_a_synchronous_server_has_all_replicas_evaluate_their_share(curve: Train
     assert [event.loss for event in other] == pytest.approx([event.loss for event in one], rel=LOSS)
 
 
+@pytest.mark.slow
 def test_a_synchronous_server_serves_replicas_that_are_spread(curve: Trainer) -> None:
     spread = curve("tensor", layout={"replicas": 2, "tensor": 2}, sync__strategy="server", sync__servers=2)
     assert_one_curve(curve("alone"), spread)
@@ -140,6 +141,7 @@ def test_local_steps_work_over_a_spread_replica(curve: Trainer) -> None:
 
 
 @pytest.mark.parametrize("compress", [slow("none"), slow("int8"), "topk"])
+@pytest.mark.slow
 def test_a_round_that_is_stopped_and_goes_on_is_the_same(curve: Trainer, compress: str) -> None:
     """The optimizer state of each replica, the outer momentum and what compression held back come out of the checkpoint."""
     settings = {"layout__replicas": 2, "sync": {"strategy": "diloco", "every": "4 steps", "compress": compress}}
@@ -169,6 +171,7 @@ def test_a_killed_server_has_all_return_to_the_last_cut(curve: Trainer, every: s
     assert set(map(int, back.lost)) >= set(range(back.to_step + 1, 10))
 
 
+@pytest.mark.slow
 def test_workers_and_a_server_killed_at_once_lose_nothing(curve: Trainer) -> None:
     killers = (SignalAt(9, replica=-1, rank=0), SignalAt(9, replica=0), SignalAt(9, replica=1))
     assert_one_curve(curve("alone"), curve("killed", killers, checkpoint__every="4 steps", **SERVED))
@@ -201,6 +204,7 @@ def test_an_asynchronous_server_uses_each_sample_once_and_evaluates_once(curve: 
     assert sum(sum(step.staleness.values()) for step in steps) == 4 * STEPS
 
 
+@pytest.mark.slow
 def test_an_asynchronous_server_stops_and_goes_on_with_nothing_twice(curve: Trainer) -> None:
     with pytest.raises(Interrupted):
         curve("out", (SignalAt(7, signal.SIGTERM),), **ASYNCHRONOUS)
@@ -227,6 +231,7 @@ ALL_KINDS = [
 ]
 
 
+@pytest.mark.slow
 def test_every_strategy_hands_over_to_every_other_and_resumes_in_any(curve: Trainer) -> None:
     settings = {"layout__replicas": 2, "sync": {"strategy": "phases", "phases": ALL_KINDS}, "checkpoint__every": "2 steps"}
     for stop in (2, 6, 10, 13):
@@ -283,6 +288,7 @@ def test_compressed_replicas_that_are_spread_stay_alike(curve: Trainer) -> None:
     assert steps[-1].loss < steps[0].loss - 0.2
 
 
+@pytest.mark.slow
 def test_what_compression_held_back_is_dealt_again_to_another_number_of_replicas(curve: Trainer) -> None:
     settings = {"sync__compress": "topk", "sync__top_k": 0.05}
     with pytest.raises(Interrupted):
@@ -290,6 +296,7 @@ def test_what_compression_held_back_is_dealt_again_to_another_number_of_replicas
     assert len(curve("out", layout__replicas=2, **settings)) == STEPS
 
 
+@pytest.mark.slow
 def test_a_checkpoint_owes_nothing_of_what_pushes_held_back(curve: Trainer) -> None:
     """One worker, so that what it holds back is the same each time: all that it had held back at the cut is in it."""
     settings = {"sync": {"strategy": "server", "compress": "topk", "top_k": 0.05}, "checkpoint__every": "3 steps"}
@@ -298,6 +305,7 @@ def test_a_checkpoint_owes_nothing_of_what_pushes_held_back(curve: Trainer) -> N
     assert undisturbed[7].sent["0"] < 0.7 * undisturbed[8].sent["0"], "pushes of a step that is saved come whole"
 
 
+@pytest.mark.slow
 def test_pushes_are_compressed_too(curve: Trainer) -> None:
     plain = curve("plain", train__precision="fp32", **SERVED)
     packed = curve("packed", train__precision="fp32", sync__compress="int8", **SERVED)
