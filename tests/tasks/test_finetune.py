@@ -93,7 +93,7 @@ def test_adapters_draw_the_curve_of_one_process(curve: Curve, family: str, layou
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "layout"), [("llama", {"tensor": 2}), ("gpt2", {"shard": 2}), ("moe", {"pipeline": 2})], ids=str)
+@pytest.mark.parametrize(("family", "layout"), [("llama", {"tensor": 2}), ("llama", {"shard": 2}), ("moe", {"pipeline": 2})], ids=str)
 def test_frozen_parts_and_rates_draw_the_curve_of_one_process(curve: Curve, family: str, layout: dict[str, Any]) -> None:
     """Of the pipeline the first stage is frozen but for its norms, since a rank must have something to train."""
     partly = PARTLY | ({"frozen": ["embed.*", "blocks.0.attention.*"]} if "pipeline" in layout else {})
