@@ -7,10 +7,13 @@ Who computes what, and when a unit counts, is not known here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed
+from torch import nn
 
 from plait import spec
 from plait.data.batches import MicroBatch
@@ -21,6 +24,7 @@ from plait.replica import expert
 from plait.replica.assemble import Assembly, Base, assemble, start_afresh
 from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
+from plait.replica.looking import Looking
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.muon import Joint
 from plait.replica.optim import build_optimizer, clip_factor, create_state, optimizer_state, reset_state, restore_state, set_rate
@@ -44,6 +48,7 @@ class Replica:
         self.publish()
         if run.train.compile:
             compile_blocks(self.compute.module)
+        self._looking = _looking(run, self.compute.module, device, mesh)
         self._built_from = run, vocabulary, base
         self._clip = run.train.clip
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -61,6 +66,10 @@ class Replica:
         self._divisor = divisor
         self._to_come = micro_batches
         self._waiting.clear()
+
+    def asking(self, question: Callable[[], None]) -> AbstractContextManager[None]:
+        """Have `question` called within micro-batches too, where that is worth it: what it raises ends them."""
+        return nullcontext() if self._looking is None else self._looking.ask(question)
 
     def accumulate(self, micro_batch: MicroBatch) -> None:
         """Forward and backward; gradients of (sum of token losses / divisor) are added to the buckets."""
@@ -157,6 +166,13 @@ class Replica:
         """Parameters have changed: whoever computes next sees them."""
         if self._shards is not None:
             self._shards.publish()
+
+
+def _looking(run: spec.Run, module: nn.Module, device: torch.device, mesh: Mesh) -> Looking | None:
+    """Ranks of one replica are not to part amid a pass, and a compiler would ask when it compiles."""
+    blocks = getattr(module, "blocks", None)
+    able = device.type == "cpu" and mesh.ranks == 1 and not run.train.compile
+    return Looking(blocks) if able and isinstance(blocks, nn.ModuleList) else None
 
 
 def _joint(assembly: Assembly) -> Joint | None:

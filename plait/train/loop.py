@@ -60,12 +60,17 @@ def _learn(part: Part, work: Work, sync: Phases, replica: Replica, loader: Loade
     could not all be told at the same micro-batch."""
     replica.begin(loader.divisor(part), loader.count(part))
     progress.step = part.step
-    for number, micro_batch in enumerate(clock.reading(loader.read(part)), 1):
-        progress(f"computes micro-batch {number} of step {part.step}")
-        with clock.computing():
-            replica.accumulate(micro_batch)
+
+    def leave_where_called() -> None:
         if work.peers and replica.mesh.ranks == 1 and ledger.called():
             raise PeerLost("the unit is void")
+
+    with replica.asking(leave_where_called):
+        for number, micro_batch in enumerate(clock.reading(loader.read(part)), 1):
+            progress(f"computes micro-batch {number} of step {part.step}")
+            with clock.computing():
+                replica.accumulate(micro_batch)
+            leave_where_called()
     squared_norm = sync.end(part, replica)
     return Did(replica.loss_sum(), squared_norm, rate(part.step), replica.load())
 
