@@ -30,10 +30,20 @@ from plait.model.noise import Dropout, Noise
 
 
 class ScoreBias(Protocol):
-    """What is added to the scores of whole samples."""
+    """What is added to the scores of whole samples. weight: the parameter that it is made of."""
+
+    weight: Tensor
 
     def of(self, share: tuple[int, int], dtype: torch.dtype) -> Tensor:
         """[h, queries, keys], of a share of the heads: (which, of how many)."""
+        ...
+
+    def part(self, queries_L: Tensor, keys_K: Tensor) -> ScoreBias:
+        """That of some queries and some keys."""
+        ...
+
+    def gradient(self, share: tuple[int, int], d_hLK: Tensor) -> Tensor:
+        """Of the weight, given that of what `of` returned."""
         ...
 
 

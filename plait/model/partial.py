@@ -26,11 +26,16 @@ SCORES = 2**26  # of a chunk on a GPU
 
 
 class Sight(NamedTuple):
-    """What queries see of keys: those up to their own place, where `causal`; those of a mask [B, 1, L, K]; or all. keep: dropout's."""
+    """What queries see of keys: those up to their own place, where `causal`; those of a mask [B, 1, L, K]; or all. keep: dropout's.
+
+    bias_HLK: added to scores. d_bias_HLK: what its gradient is added to.
+    """
 
     causal: bool = False
     mask: Tensor | None = None
     keep: Keep | None = None
+    bias_HLK: Tensor | None = None
+    d_bias_HLK: Tensor | None = None
 
 
 def attend_part(q_BHLE: Tensor, k_BGKE: Tensor, v_BGKE: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
@@ -65,7 +70,7 @@ class _Kernel(NamedTuple):
 
 
 def _kernel(q_BHLE: Tensor, k_BGKE: Tensor, sight: Sight) -> _Kernel:
-    if sight.keep is not None:
+    if sight.keep is not None or sight.bias_HLK is not None:
         return WRITTEN_OUT
     if q_BHLE.device.type == "cpu":
         return FLASH_CPU
@@ -156,7 +161,10 @@ def _written_out_gradients(
             dropped_NRCK = drop(weights_NRCK, stays, sight.keep.scale)
             d_weights_NRCK = drop(d_weights_NRCK, stays, sight.keep.scale)
         dv_NKE[:, :seen] += dropped_NRCK.to(v_NKE.dtype).flatten(1, 2).transpose(1, 2) @ gradient
-        d_scores = d_weights_NRCK.sub_(inner_NRL[:, :, first:end, None]).mul_(weights_NRCK).to(q_NRLE.dtype).flatten(1, 2)
+        d_scores_NRCK = d_weights_NRCK.sub_(inner_NRL[:, :, first:end, None]).mul_(weights_NRCK)
+        if sight.d_bias_HLK is not None:
+            sight.d_bias_HLK[:, first:end, :seen] += d_scores_NRCK.view(len(q_BHLE), -1, end - first, seen).sum(0)
+        d_scores = d_scores_NRCK.to(q_NRLE.dtype).flatten(1, 2)
         dq_NRLE[:, :, first:end] = (d_scores @ k_NKE[:, :seen]).view(dq_NRLE[:, :, first:end].shape)
         dk_NKE[:, :seen] += d_scores.transpose(1, 2) @ stacked(q_NRLE, first, end)
     dq_NRLE *= 1.0 / math.sqrt(q_BHLE.shape[-1])
@@ -183,6 +191,9 @@ def _scores(q_NRLE: Tensor, k_NKE: Tensor, first: int, end: int, seen: int, sigh
     """[N, R, C, seen], in at least fp32."""
     scores_NRCK = _wide(stacked(q_NRLE, first, end) @ k_NKE[:, :seen].transpose(1, 2))
     scores_NRCK = scores_NRCK.view(len(q_NRLE), -1, end - first, seen)
+    if sight.bias_HLK is not None:
+        bias_HCK = sight.bias_HLK[:, first:end, :seen]
+        scores_NRCK.view(-1, *bias_HCK.shape).add_(bias_HCK)
     if not sight.causal and sight.mask is None:
         return scores_NRCK
     groups = 1 if sight.mask is None else len(q_NRLE) // len(sight.mask)

@@ -40,16 +40,26 @@ class Sides(NamedTuple):
 
 
 class Bias:
-    """What is added to the scores of so many queries and keys, [H, Q, K], of any share of the heads."""
+    """What is added to the scores of so many queries and keys, [H, Q, K], of any share of the heads: (which, of how many)."""
 
     def __init__(self, weight: Tensor, buckets_QK: Tensor) -> None:
-        self._weight, self._buckets_QK = weight, buckets_QK
+        self.weight, self._buckets_QK = weight, buckets_QK
 
     def of(self, share: tuple[int, int], dtype: torch.dtype) -> Tensor:
-        """share: (which, of how many)."""
-        heads = self._weight.shape[1] // share[1]
-        table = self._weight[:, share[0] * heads : (share[0] + 1) * heads]
+        table = self.weight[:, self._heads(share)]
         return functional.embedding(self._buckets_QK, table).permute(2, 0, 1).to(dtype)
+
+    def part(self, queries_L: Tensor, keys_K: Tensor) -> Bias:
+        return Bias(self.weight, self._buckets_QK[queries_L][:, keys_K])
+
+    def gradient(self, share: tuple[int, int], d_hQK: Tensor) -> Tensor:
+        d_weight = torch.zeros_like(self.weight, dtype=d_hQK.dtype)
+        d_weight[:, self._heads(share)].index_add_(0, self._buckets_QK.flatten(), d_hQK.flatten(1).t())
+        return d_weight
+
+    def _heads(self, share: tuple[int, int]) -> slice:
+        heads = self.weight.shape[1] // share[1]
+        return slice(share[0] * heads, (share[0] + 1) * heads)
 
 
 class Distances(nn.Module):

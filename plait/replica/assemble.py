@@ -226,7 +226,9 @@ def _shard(
     if layout.zero == 1:
         return shard.OptimizerShards(module, parts, group, run.sync.bucket_bytes)
     called = [module] if stages is None else stages.modules
-    return shard.Several([shard.FullyShard(each, parts, mesh.devices["shard"], layout.zero, layout.offload, dtype) for each in called])
+    uncut = stages.everywhere if stages is not None and len(called) > 1 else ()
+    settings = (parts, mesh.devices["shard"], layout.zero, layout.offload, dtype, uncut)
+    return shard.Several([shard.FullyShard(each, *settings) for each in called])
 
 
 def _sums(placed: Placement, mesh: Mesh, sequence_parallel: bool, rows: bool) -> tuple[tuple[str, ...], tuple[str, ...], bool]:

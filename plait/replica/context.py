@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributed import P2POp, ProcessGroup
 
 from plait.errors import RunFileError
-from plait.model.attention import Exchange, Keep, Mix, ScoreBias, attend
+from plait.model.attention import Exchange, Keep, Mix, ScoreBias, attend, sums
 from plait.model.cut import Cut
 from plait.model.noise import Dropout, Noise
 from plait.model.partial import Sight, attend_part, merge, part_gradients
@@ -95,10 +95,9 @@ class Ring:
         bias: ScoreBias | None = None,
     ) -> Tensor:
         """As `plait.model.attention.Exchange`."""
-        if bias is not None:
-            raise RunFileError('layout.context_by = "ring" adds nothing to scores, as model.family = "t5" needs; use "ulysses"')
-        rounds = _Rounds(self.place, self._places(cut), mask, dropout, noise, cut, causal)
-        return cast(Tensor, _Ring.apply(*_cast(q_BHLE, k_BGLE, v_BGLE), self, rounds))
+        keys = self._places.of(k_BGLE.shape[2] * self.ranks, cut.positions_L.device)  # of a source, where queries are a target's
+        rounds = _Rounds(self.place, self._places(cut), keys, mask, dropout, noise, cut, causal, bias)
+        return cast(Tensor, _Ring.apply(*_cast(q_BHLE, k_BGLE, v_BGLE), None if bias is None else bias.weight, self, rounds))
 
     def around(self, k_BGLE: Tensor, v_BGLE: Tensor) -> Iterator[Tensor]:
         """Keys and values, [2, B, G, L, E], of this rank, of the one before it, and so on; the next travel while one block is used."""
@@ -201,39 +200,61 @@ class _Places:
         self._known: dict[int, list[Tensor]] = {}
 
     def __call__(self, cut: Cut) -> list[Tensor]:
-        if cut.length not in self._known:
-            all_places = [positions(cut.length, place, self._ranks, self._by) for place in range(self._ranks)]
-            if not torch.equal(cut.positions_L.cpu(), all_places[self._place]):
-                raise ValueError(
-                    f"the cut's positions are not those of rank {self._place} of {self._ranks}; "
-                    f'cut samples by plait.replica.context.positions({cut.length}, {self._place}, {self._ranks}, "{self._by}")'
-                )
-            self._known[cut.length] = [places.to(cut.positions_L.device) for places in all_places]
-        return self._known[cut.length]
+        known = cut.length in self._known
+        places = self.of(cut.length, cut.positions_L.device)
+        if not known and not torch.equal(cut.positions_L, places[self._place]):
+            raise ValueError(
+                f"the cut's positions are not those of rank {self._place} of {self._ranks}; "
+                f'cut samples by plait.replica.context.positions({cut.length}, {self._place}, {self._ranks}, "{self._by}")'
+            )
+        return places
+
+    def of(self, length: int, device: torch.device) -> list[Tensor]:
+        """Of samples of so many positions."""
+        if length not in self._known:
+            self._known[length] = [positions(length, place, self._ranks, self._by).to(device) for place in range(self._ranks)]
+        return self._known[length]
 
 
 @dataclass(frozen=True)
 class _Rounds:
-    """What rank `own` of a ring computes in each round, given the positions of all ranks."""
+    """What rank `own` of a ring computes in each round, given the positions of all ranks, of queries and of keys."""
 
     own: int
     places: list[Tensor]
+    keys: list[Tensor]
     mask: Tensor | None
     dropout: Dropout
     noise: Noise | None
     cut: Cut
     causal: bool
+    bias: ScoreBias | None
 
-    def of(self, heads: int) -> Iterator[tuple[slice, slice, Sight]]:
-        """Which queries meet which of the keys that are here, and what they see of them."""
+    def of(self, heads: int, dtype: torch.dtype, learning: bool = False) -> Iterator[tuple[slice, slice, Sight]]:
+        """Which queries meet which of the keys that are here, and what they see of them. dtype: of scores. learning: gradients follow."""
         half, ranks = len(self.places[0]) // 2, len(self.places)
         for source in ((self.own - round_) % ranks for round_ in range(ranks)):
             queries = slice(half, None) if self.causal and source > self.own else ALL
             keys = slice(half) if self.causal and source < self.own else ALL
-            yield queries, keys, self._sight(source, queries, keys, heads)
+            sight = self._sight(source, queries, keys, heads)
+            if self.bias is not None:
+                bias_HLK = self._bias(source, queries, keys).of(self.cut.head_share, dtype)
+                sight = sight._replace(bias_HLK=bias_HLK, d_bias_HLK=torch.zeros_like(bias_HLK) if learning else None)
+            yield queries, keys, sight
+
+    def d_weight(self, round_: int, queries: slice, keys: slice, sight: Sight) -> Tensor | None:
+        """The gradient of what the bias is made of, once a round's has been added to its sight."""
+        if self.bias is None or sight.d_bias_HLK is None:
+            return None
+        bias = self._bias((self.own - round_) % len(self.places), queries, keys)
+        return bias.gradient(self.cut.head_share, sight.d_bias_HLK)
+
+    def _bias(self, source: int, queries: slice, keys: slice) -> ScoreBias:
+        assert self.bias is not None
+        return self.bias.part(self.places[self.own][queries], self.keys[source][keys])
 
     def _sight(self, source: int, queries: slice, keys: slice, heads: int) -> Sight:
-        rows_L, columns_K = self.places[self.own][queries], self.places[source][keys]
+        rows_L, columns_K = self.places[self.own][queries], self.keys[source][keys]
         mask = None if self.mask is None else self.mask[:, :, queries].index_select(3, columns_K)
         keep = None
         if self.noise is not None and self.dropout.rate > 0:
@@ -249,11 +270,11 @@ class _Ring(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, ring: Ring, rounds: _Rounds) -> Tensor:
+    def forward(ctx: Any, q_BHLE: Tensor, k_BGLE: Tensor, v_BGLE: Tensor, weight: Tensor | None, ring: Ring, rounds: _Rounds) -> Tensor:
         wide = torch.promote_types(q_BHLE.dtype, torch.float32)
         mixed_BHLE = torch.zeros_like(q_BHLE, dtype=wide)
         lse_BHL = torch.full(q_BHLE.shape[:3], -math.inf, dtype=wide, device=q_BHLE.device)
-        for (queries, keys, sight), (k, v) in zip(rounds.of(q_BHLE.shape[1]), ring.around(k_BGLE, v_BGLE), strict=True):
+        for (queries, keys, sight), (k, v) in zip(rounds.of(q_BHLE.shape[1], wide), ring.around(k_BGLE, v_BGLE), strict=True):
             part = attend_part(q_BHLE[:, :, queries], k[:, :, keys], v[:, :, keys], sight)
             merge(mixed_BHLE[:, :, queries], lse_BHL[:, :, queries], *part)
         mixed_BHLE = mixed_BHLE.to(q_BHLE.dtype)
@@ -263,17 +284,20 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient_BHLE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
         q_BHLE, k_BGLE, v_BGLE, mixed_BHLE, lse_BHL = ctx.saved_tensors
         ring: Ring = ctx.ring
         dq_BHLE = torch.zeros_like(q_BHLE, dtype=lse_BHL.dtype)
         d_block, spare = (ring.pool.take((2, *k_BGLE.shape), lse_BHL.dtype, k_BGLE.device) for _ in range(2))
         arriving = _Arriving(d_block.zero_(), [])
-        rounds = zip(ctx.rounds.of(q_BHLE.shape[1]), ring.around(k_BGLE, v_BGLE), strict=True)
+        d_weight = None if ctx.rounds.bias is None else sums(ctx.rounds.bias.weight.detach())
+        rounds = zip(ctx.rounds.of(q_BHLE.shape[1], lse_BHL.dtype, learning=True), ring.around(k_BGLE, v_BGLE), strict=True)
         for round_, ((queries, keys, sight), (k, v)) in enumerate(rounds):
             gradient, q, mixed, lse = (x[:, :, queries] for x in (gradient_BHLE, q_BHLE, mixed_BHLE, lse_BHL))
             dq, dk, dv = part_gradients(gradient, q, k[:, :, keys], v[:, :, keys], mixed, lse, sight)
             dq_BHLE[:, :, queries] += dq
+            if d_weight is not None:
+                d_weight += ctx.rounds.d_weight(round_, queries, keys, sight)
             if round_ == 0:
                 d_own = torch.stack((dk, dv)).to(dq_BHLE.dtype)
                 continue
@@ -283,7 +307,8 @@ class _Ring(torch.autograd.Function):
             arriving = ring.pass_on(d_block, spare)
             spare = d_block
         dk_BGLE, dv_BGLE = d_own.add_(arriving.wait()).to(k_BGLE.dtype)
-        return dq_BHLE.to(q_BHLE.dtype), dk_BGLE, dv_BGLE, None, None
+        d_weight = None if d_weight is None else d_weight.to(ctx.rounds.bias.weight.dtype)
+        return dq_BHLE.to(q_BHLE.dtype), dk_BGLE, dv_BGLE, d_weight, None, None
 
 
 class _AllToAll(torch.autograd.Function):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -72,16 +72,26 @@ class FullyShard:
     """Stages 2 and 3. `parts` are those before the shard axis cuts them. Values are unknown afterwards: the caller writes them.
 
     module: what will be called, on each rank equally often. Its `blocks`, where it has some, are gathered one by one; the rest at once.
-    Of the parameters given only shapes and ties count, so that no rank need ever hold the whole model.
+    Of the parameters given only shapes and ties count, so that no rank need ever hold the whole model. uncut: paths of those that stay
+    whole, since another module that is called holds them too.
     """
 
-    def __init__(self, module: nn.Module, parts: Parts, devices: DeviceMesh, zero: int, offload: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        parts: Parts,
+        devices: DeviceMesh,
+        zero: int,
+        offload: bool,
+        dtype: torch.dtype,
+        uncut: Collection[str] = (),
+    ) -> None:
         self._keeps_whole = zero == 2
         device = _device(devices)
         _forget_values(module, parts, dtype)
-        scalars = {parameter for parameter in module.parameters() if parameter.ndim == 0}
-        cut = {path: parameter for path, parameter in module.named_parameters() if parameter.ndim}
-        settings: dict[str, Any] = {"mesh": devices, "ignored_params": scalars, "offload_policy": _policy(offload, device)}
+        cut = {path: parameter for path, parameter in module.named_parameters() if parameter.ndim and path not in uncut}
+        rest = set(module.parameters()) - set(cut.values())
+        settings: dict[str, Any] = {"mesh": devices, "ignored_params": rest, "offload_policy": _policy(offload, device)}
         for block in _blocks(module):
             fully_shard(block, reshard_after_forward=zero == 3, **settings)
         self._root = fully_shard(module, reshard_after_forward=False, **settings)

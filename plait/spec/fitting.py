@@ -65,8 +65,6 @@ def _tensor(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
 
 def _context(layout: Layout, model: Model, sequence: int) -> Iterator[str]:
     size, name = layout.context, f"layout.context = {layout.context}"
-    if model.family == "t5" and layout.context_by == "ring":
-        yield f'{name} by "ring" adds nothing to scores, as model.family = "t5" needs; use layout.context_by = "ulysses"'
     if layout.context_by == "ring":
         if sequence % (2 * size):
             yield f"{name} cuts a sequence into {2 * size} pieces, which do not divide {_positions(model, sequence)}"

@@ -80,10 +80,10 @@ class Run(Section):
         if self.data.objective.kind == "span" and self.data.document_mask:
             raise ValueError('data.document_mask = true and data.objective.kind = "span": spans are told of all of a sample; leave one out')
         twice = self.layout.pipeline > 1 and self.layout.schedule in ("interleaved", "zero_bubble")
-        if self.model.family == "t5" and twice and self.layout.shard > 1 and self.layout.zero > 1:
+        if self.model.family == "t5" and twice and self.layout.offload:
             raise ValueError(
-                f'layout.schedule = "{self.layout.schedule}" has two stages on a rank, and with model.family = "t5" both hold its '
-                f'distances, which layout.zero = {self.layout.zero} would cut twice; use zero = 1 or schedule = "1f1b"'
+                f'layout.schedule = "{self.layout.schedule}" has two stages on a rank, and with model.family = "t5" both compute with its '
+                'distances, which layout.offload would leave on the host; use schedule = "1f1b", or leave offload out'
             )
         return self
 

@@ -174,9 +174,11 @@ def test_a_tokenizer_without_enough_sentinels_is_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("table", "told"),
     [
-        ({"layout": {"context": 2}}, r'layout.context = 2 by "ring" adds nothing to scores'),
         ({"layout": {"tensor": 3}, "model": {"heads": 3, "width": 48, "hidden": 48}}, r"does not divide the multiples of 16"),
-        ({"layout": {"pipeline": 2, "schedule": "interleaved", "shard": 2}}, r"would cut twice; use zero = 1"),
+        (
+            {"layout": {"pipeline": 2, "schedule": "interleaved", "shard": 2, "zero": 3, "offload": True}},
+            r"layout.offload would leave on the host",
+        ),
         ({"layout": {"pipeline": 5}}, r"model.layers = 2 \+ model.decoder_layers = 2"),
         ({"data": {"tokenizer": {"train": 300}}}, r"tokenizer.train = 300 leaves no room for 100 sentinels.* 357 or more"),
         ({"data": {"document_mask": True}}, r"spans are told of all of a sample"),
