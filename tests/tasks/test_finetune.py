@@ -64,6 +64,10 @@ def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
     assert grad_norm <= GRAD_NORM
 
 
+def spread(layout: dict[str, Any]) -> dict[str, Any]:
+    return {f"layout__{axis}": size for axis, size in layout.items()}
+
+
 def test_training_goes_on_from_the_base(curve: Curve, bases: Callable[[str], Path]) -> None:
     """In fp32, though the base was trained in fp64."""
     assert curve("on", train__precision="fp32", train__duration="1 steps")[0].loss < steps_of(bases("llama"))[0].loss
@@ -89,7 +93,7 @@ LAYOUTS = [
 @pytest.mark.parametrize(("family", "layout"), LAYOUTS, ids=str)
 def test_adapters_draw_the_curve_of_one_process(curve: Curve, family: str, layout: dict[str, Any]) -> None:
     alone = curve("alone", family, {"lora": LORA})
-    assert_one_curve(alone, curve("spread", family, {"lora": LORA}, **{f"layout__{axis}": size for axis, size in layout.items()}))
+    assert_one_curve(alone, curve("spread", family, {"lora": LORA}, **spread(layout)))
 
 
 @pytest.mark.slow
@@ -98,7 +102,7 @@ def test_frozen_parts_and_rates_draw_the_curve_of_one_process(curve: Curve, fami
     """Of the pipeline the first stage is frozen but for its norms, since a rank must have something to train."""
     partly = PARTLY | ({"frozen": ["embed.*", "blocks.0.attention.*"]} if "pipeline" in layout else {})
     alone = curve("alone", family, partly)
-    assert_one_curve(alone, curve("spread", family, partly, **{f"layout__{axis}": size for axis, size in layout.items()}))
+    assert_one_curve(alone, curve("spread", family, partly, **spread(layout)))
 
 
 def test_what_is_frozen_stays_and_is_not_in_the_norm(curve: Curve, tmp_path: Path, bases: Callable[[str], Path]) -> None:
@@ -135,6 +139,29 @@ def test_a_checkpoint_of_adapters_is_small_and_goes_on_in_another_layout(curve: 
     assert all(".lora." in name or name == "model.head.weight" for name in held)
     assert_one_curve(curve("alone", **settings), curve("moved", layout__shard=2, **settings))
     assert [event for event in history_of(tmp_path / "moved") if isinstance(event, events.Resumed)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "first", "then"),
+    [
+        ("llama", {"replicas": 2, "tensor": 2}, {"pipeline": 2}),
+        ("gpt2", {"pipeline": 2}, {"replicas": 2, "tensor": 2}),
+        ("moe", {"replicas": 2, "expert": 2}, {"shard": 2, "zero": 3}),
+    ],
+    ids=str,
+)
+def test_forty_steps_of_adapters_whatever_they_are_spread_over(
+    curve: Curve, tmp_path: Path, family: str, first: dict[str, Any], then: dict[str, Any]
+) -> None:
+    """Cut off half-way, and gone on with in another layout."""
+    settings = {"train__duration": "40 steps", "checkpoint__every": "10 steps", "finetune": {"lora": LORA, "trained": ["norm.*"]}}
+    with pytest.raises(CutOff):
+        curve("moved", family, listeners=(CutOffAt(2, kind=events.Saved),), **settings, **spread(first))
+    moved = curve("moved", family, **settings, **spread(then))
+    assert [event for event in history_of(tmp_path / "moved") if isinstance(event, events.Resumed)]
+    assert len(moved) == 40
+    assert_one_curve(curve("alone", family, **settings), moved)
 
 
 def sent(steps: list[events.Step]) -> int:
