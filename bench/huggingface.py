@@ -17,8 +17,8 @@ from place import Figure, Place
 from plait import spec
 from plait.data import bpe
 from plait.model.huggingface import Shape, dialect_of
-from plait.tasks.huggingface.folder import CONFIG, WHOLE
 from plait.train import tensorfile
+from plait.train.huggingface.folder import CONFIG, WHOLE
 from plait.train.tensorfile import Kind
 
 SPEED = 0.5

@@ -103,7 +103,8 @@ def generate(
     if trained.run.model.family == "t5" or beams is not None or length_penalty is not None:
         write_by_beams(trained, prompt or [""], Beams(beams or 4, 1.0 if length_penalty is None else length_penalty, tokens))
         return
-    sampling = Sampling(tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, stop=tuple(stop or ()), seed=seed)
+    among = {"top_k": top_k, "top_p": top_p}
+    sampling = Sampling(tokens, temperature, **among, stop=tuple(stop or ()), ends=trained.ends, seed=seed)  # type: ignore[arg-type]
     stream(trained, prompt or [""], sampling)
 
 
@@ -127,11 +128,12 @@ def export(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write, for transformers' from_pretrained.")],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     shard_gb: Annotated[float, typer.Option(help="Most gigabytes in one file of tensors.", min=1e-6)] = 5.0,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Adapters alone, as PEFT reads them; else they are merged.")] = False,
 ) -> None:
     """Write the newest checkpoint as a Hugging Face model."""
     from plait.tasks.huggingface.exporting import export_model
 
-    given = export_model(folder, to, dtype=dtype, shard_bytes=int(shard_gb * 1e9))
+    given = export_model(folder, to, dtype=dtype, shard_bytes=int(shard_gb * 1e9), adapter=adapter)
     print(f"{given.folder}: {given.kind} after step {given.step}, {given.bytes / 2**20:,.0f} MiB: {', '.join(given.files)}")
 
 

@@ -97,7 +97,7 @@ def _flops_per_token(run: spec.Run, prepared: Prepared) -> float:
     is 0 of a known peak and null of none."""
     if ":" in run.model.family:
         return 0.0
-    model, vocabulary, sequence, told = run.model, prepared.vocabulary, run.data.sequence, run.data.objective
+    model, vocabulary, sequence, told = run.model, run.model.rows(prepared.vocabulary), run.data.sequence, run.data.objective
     if told.kind == "span":
         rate, mean_span = told.rate or objective.RATE, told.mean_span or objective.MEAN_SPAN
         source, target = corruption.span_widths(sequence, rate, mean_span)

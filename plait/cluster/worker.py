@@ -88,7 +88,7 @@ class Worker:
         self._device = devices.choose(run.cluster.device, config.local_rank)
         self._batches = Batches(self._prepared.split("train", run.data.sequence), run.train, self._prepared.fingerprint, run.data.skip)
         self._mesh = self._join_mesh()
-        self._replica = Replica(run, self._prepared.vocabulary, self._device, self._mesh, base_of(run))
+        self._replica = Replica(run, run.model.rows(self._prepared.vocabulary), self._device, self._mesh, base_of(run))
         self._peers = self._peers_of(self._replica)
         self._sync = self._agree()
         if config.resume:

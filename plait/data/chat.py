@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 
 FILE = "chat_template.jinja"
+CONFIG = "tokenizer_config.json"
+KEPT = "huggingface"
+"""The folder, in a run's, where files of a Hugging Face model's are kept."""
 ROLES = ("system", "user", "assistant")
 DEFAULT = """\
 {%- for message in messages -%}
@@ -179,16 +182,16 @@ def template_of(settings: spec.Chat) -> str:
 
 
 def source_of(path: Path) -> str:
-    """A template's text, out of a file of it or of a Hugging Face tokenizer_config.json. Raises DataError."""
+    """A template's text, out of a file of it or of a Hugging Face tokenizer_config.json. Where that stands beside it, the template begins
+    by saying which special tokens it writes as bos_token and eos_token. Raises DataError."""
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix != ".json":
-            return text
-        found = json.loads(text).get("chat_template")
-        if isinstance(found, list):  # several, by name
-            found = next((entry["template"] for entry in found if entry.get("name") == "default"), None)
-        if isinstance(found, str):
-            return found
+        beside = path if path.suffix == ".json" else path.with_name(CONFIG)
+        told = json.loads(beside.read_text(encoding="utf-8")) if path.suffix == ".json" or beside.is_file() else {}
+        text = path.read_text(encoding="utf-8") if path.suffix != ".json" else told.get("chat_template")
+        if isinstance(text, list):  # several, by name
+            text = next((entry["template"] for entry in text if entry.get("name") == "default"), None)
+        if isinstance(text, str):
+            return _saying(text, told)
         raise DataError(f"data.chat.template: {path}: holds no chat_template")
     except FileNotFoundError:
         raise DataError(f"data.chat.template: {path}: there is no such file") from None
@@ -197,11 +200,21 @@ def source_of(path: Path) -> str:
 
 
 def found_in(folder: Path) -> Path | None:
-    """The file of a folder that holds its template, as Hugging Face lays them."""
-    if (folder / FILE).is_file():
-        return folder / FILE
-    config = folder / "tokenizer_config.json"
-    return config if config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8") else None
+    """The file of a folder that holds its template, as Hugging Face lays them; of a run's also among what is kept of theirs."""
+    for place in (folder, folder / KEPT):
+        if (place / FILE).is_file():
+            return place / FILE
+        config = place / CONFIG
+        if config.is_file() and '"chat_template"' in config.read_text(encoding="utf-8"):
+            return config
+    return None
+
+
+def _saying(text: str, config: dict[str, Any]) -> str:
+    """The template with the names of special tokens that it uses."""
+    names = {name: config[name] for name in ("bos_token", "eos_token") if name in text and config.get(name)}
+    names = {name: token["content"] if isinstance(token, dict) else token for name, token in names.items()}
+    return "".join(f"{{% set {name} = {json.dumps(token, ensure_ascii=False)} +%}}" for name, token in names.items()) + text
 
 
 @lru_cache

@@ -189,7 +189,7 @@ class Prover:
 
     def _initial(self, prepared: Prepared) -> dict[str, Tensor]:
         run = self._run
-        module = build(run.model, prepared.vocabulary, run.data.sequence, run.train.seed, dtype=torch.float64)
+        module = build(run.model, run.model.rows(prepared.vocabulary), run.data.sequence, run.train.seed, dtype=torch.float64)
         self._without_gradient: dict[str, tuple[int, int]] = getattr(module, "without_gradient", {})
         tied = set(module.state_dict()) - {path for path, _ in module.named_parameters()} - {path for path, _ in module.named_buffers()}
         return {f"model.{path}": value.clone() for path, value in module.state_dict().items() if path not in tied}

@@ -68,6 +68,9 @@ class Model(Section):
     gated: bool | None = Field(None, description="t5: the MLP is gated GELU, as T5 1.1's, and not ReLU; no when left out")
     buckets: Annotated[int, Field(ge=4, multiple_of=4)] | None = Field(None, description="t5: kinds of distances; 32 when left out")
     furthest: Positive | None = Field(None, description="t5: the distance from which on all are of one kind; 128 when left out")
+    vocabulary: Positive | None = Field(
+        None, description="rows of the embedding and of the head; as many as the tokenizer has tokens when left out"
+    )
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own model as they are")
     experts: Positive | None = Field(None, description="moe: experts in a layer; 8 when left out")
     experts_per_token: Positive | None = Field(None, description="moe: how many of them compute a token; 2 when left out")
@@ -172,6 +175,15 @@ class Model(Section):
     def rotates(self) -> bool:
         """Positions are angles in queries and keys, not vectors of their own."""
         return not self.layer_norms and self.family != "t5"
+
+    @property
+    def any_length(self) -> bool:
+        """Positions are no parameters, so that fewer than were trained on may be used."""
+        return not self.layer_norms
+
+    def rows(self, tokens: int) -> int:
+        """Of the embedding, with a tokenizer of so many tokens."""
+        return self.vocabulary or tokens
 
     @property
     def causal(self) -> bool:

@@ -69,7 +69,7 @@ def answer(
     template = trained.template
     asked = _asked(Path(file), trained.run.data.chat or spec.Chat(), limit)
     ends, stop = template.ends()
-    settings = Sampling(tokens=tokens, temperature=0, ends=tuple(ends), stop=stop)
+    settings = Sampling(tokens=tokens, temperature=0, ends=(*ends, *trained.ends), stop=stop)
     answered: list[Answered] = []
     for first in range(0, len(asked), batch):
         some = asked[first : first + batch]

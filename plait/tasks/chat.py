@@ -19,7 +19,7 @@ class Conversation:
         self.trained = trained
         self._template = trained.template
         ends, stop = self._template.ends()
-        self._settings = replace(settings, ends=(*settings.ends, *ends), stop=(*settings.stop, *stop))
+        self._settings = replace(settings, ends=(*settings.ends, *ends, *trained.ends), stop=(*settings.stop, *stop))
         self._system = system
         self.messages: list[Message] = []
         self.forget()

@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 
 from plait import __version__
+from plait.data import chat
 from plait.errors import CheckpointError, UserError
 from plait.model import lora
 from plait.replica.assemble import kept_paths
 from plait.tasks.trained import load
 from plait.train import manifest
 from plait.train.checkpoint import Checkpoints
-from plait.train.folder import Folder, read_about, tokenizer_file
+from plait.train.folder import KEPT, Folder, read_about, tokenizer_file
 
 
 def merge(folder: str | Path, out: str | Path) -> Path:
@@ -33,6 +34,9 @@ def merge(folder: str | Path, out: str | Path) -> Path:
         if target.claim(run, facts) and manifest.saved(target.checkpoints):
             raise CheckpointError(f"{out}: holds a model already; choose another --out")
         shutil.copy(tokenizer_file(folder), out)
+        if (folder / chat.FILE).is_file():
+            shutil.copy(folder / chat.FILE, out)
+        target.keep(path for path in (folder / KEPT).glob("*"))
         values = trained.module.state_dict()
         state = {f"model.{path}": values[path] for path in sorted(kept_paths(trained.module))}
         _save(target.checkpoints, trained.step, state, {"version": __version__, "run": run.resolved(), "position": {"step": trained.step}})

@@ -29,7 +29,7 @@ from plait.ledger.state import Ledger
 from plait.plan import auto, counts
 from plait.store import is_url
 from plait.train import manifest
-from plait.train.base import settle
+from plait.train.base import beside, settle
 from plait.train.folder import Folder, check_owner
 from plait.train.home import Home
 from plait.train.restore import restore
@@ -58,6 +58,9 @@ def prepare(run: spec.Run, listener: Callable[[Progress], None] | None = None) -
     """Token files for the run's corpus: found by fingerprint, or made. Raises DataError."""
     run = run if run.settled else settle(run)
     prepared = prepare_data(run.data, listener=listener) if listener else prepare_data(run.data)
+    if run.model.rows(prepared.vocabulary) < prepared.vocabulary:
+        least = f"write {prepared.vocabulary} or more, or leave it out"
+        raise RunFileError(f"model.vocabulary = {run.model.vocabulary}: the tokenizer has {prepared.vocabulary} tokens; {least}")
     for split in _splits(run):
         prepared.split(split, run.data.sequence)
     return prepared
@@ -184,7 +187,7 @@ def _laid_out(run: spec.Run, prepared: Prepared, world: World | None, quiet: boo
     if not run.layout.auto:
         return run
     found = resources.here(run.cluster, world)
-    choice = auto.choose(run, prepared.vocabulary, found.workers, found.memory)
+    choice = auto.choose(run, run.model.rows(prepared.vocabulary), found.workers, found.memory)
     if not quiet:
         print(choice.why, flush=True)
     return run.model_copy(update={"layout": choice.layout})
@@ -219,12 +222,13 @@ class Start:
         self.plan: Plan = plan_of(run, prepared, batches, elastic)
         self._log_every = batches.steps_of(run.train.log_every)
         home = _second_home(run, folder, prepared)
-        folder.claim(run, _facts(prepared))
+        folder.claim(run, _facts(run, prepared))
         manifest.clear_leftovers(folder.checkpoints)
         _check_space(run, folder.path, prepared)
         shutil.copy(prepared.tokenizer_file, folder.path)
         if prepared.template_file is not None:
             shutil.copy(prepared.template_file, folder.path)
+        folder.keep(beside(run))
         history = journal.read(folder.journal)
         found = restore(folder.checkpoints, home, history)
         self._found, resume = found.told, found.checkpoint
@@ -295,10 +299,11 @@ def _result(folder: Path) -> Result:
     return Result(folder, last.step if last else 0, last.loss if last else None, evaluated[-1] if evaluated else None)
 
 
-def _facts(prepared: Prepared) -> dict[str, Any]:
+def _facts(run: spec.Run, prepared: Prepared) -> dict[str, Any]:
     """What the curve depends on besides the run file."""
     tokenizer = prepared.tokenizer()
-    return {"fingerprint": prepared.fingerprint, "vocabulary": prepared.vocabulary, "tokenizer_fingerprint": tokenizer.fingerprint}
+    rows = run.model.rows(prepared.vocabulary)
+    return {"fingerprint": prepared.fingerprint, "vocabulary": rows, "tokenizer_fingerprint": tokenizer.fingerprint}
 
 
 def _splits(run: spec.Run) -> list[str]:
@@ -339,7 +344,8 @@ def _checkpoint_bytes(run: spec.Run, prepared: Prepared) -> int:
     """What a checkpoint takes; 0 where that is not known, of a model of your own, and of adapters, which are little."""
     if ":" in run.model.family or run.adapted:
         return 0
-    values = counts.parameters(run.model, prepared.vocabulary, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
+    rows = run.model.rows(prepared.vocabulary)
+    values = counts.parameters(run.model, rows, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
     return values * (8 if run.train.precision == "fp64" else 4)
 
 

@@ -109,7 +109,8 @@ class _Serving:
         prompts = [asking.prompt] if isinstance(asking.prompt, str) else asking.prompt
         if asking.stream and len(prompts) > 1:
             raise HTTPException(400, "stream: takes one prompt")
-        asked = [self.queueing.ask(prompt, asking.sampling(16)) for prompt in prompts]
+        settings = replace(asking.sampling(16), ends=self._trained.ends)
+        asked = [self.queueing.ask(prompt, settings) for prompt in prompts]
         answer = _Answer(self._name, "cmpl", "text_completion", lambda text: {"text": text}, lambda text: {"text": text}, {})
         return _streamed(answer, asked[0]) if asking.stream else await _whole(answer, asked)
 
@@ -117,7 +118,7 @@ class _Serving:
         prompt = self._template.prompt(checked("messages", asking.messages))
         context = getattr(self._trained.module, "context", 1 << 30)
         settings = asking.sampling(asking.max_completion_tokens or context)
-        settings = replace(settings, ends=tuple(self._ends), stop=(*settings.stop, *self._stop))
+        settings = replace(settings, ends=(*self._ends, *self._trained.ends), stop=(*settings.stop, *self._stop))
         asked = self.queueing.ask(prompt, settings)
         answer = _Answer(
             self._name,

@@ -21,7 +21,8 @@ from plait.replica.compute import Compute, model_state
 from plait.train import manifest
 from plait.train.base import base_of
 from plait.train.checkpoint import load as load_checkpoint
-from plait.train.folder import read_about, read_run, tokenizer_file
+from plait.train.folder import KEPT, read_about, read_run, tokenizer_file
+from plait.train.huggingface.folder import GENERATION, read_json
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Trained:
         """How conversations become text: as the model was trained with, or a plain way. Raises DataError."""
         file = chat.found_in(self.folder)
         return Template(chat.DEFAULT if file is None else chat.source_of(file), self.tokenizer)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a text besides end_of_text: those that a model from Hugging Face came with."""
+        kept = self.folder / KEPT / GENERATION
+        told = read_json(kept).get("eos_token_id") if kept.is_file() else None
+        return tuple(told) if isinstance(told, list) else () if told is None else (told,)
 
     def renewed(self) -> Trained:
         """The same, of the newest checkpoint: of a run that still goes on there may be a newer one. It computes with the same memory."""

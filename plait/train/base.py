@@ -1,8 +1,9 @@
 """The model that a run goes on from: found, compared with what the run asks for, and read into any layout.
 
     [finetune] from = DIR ── settle ──►  from = DIR/checkpoints/step-00000400, checksum, [model] and tokenizer of DIR
+                      HF  ── settle ──►  from = HF, checksum, what config.json and the tokenizer's files say
                                                       │
-    each rank builds its part ── Base.fill ──►  reads what its part overlaps
+    each rank builds its part ── fill ──►  reads what its part overlaps
 
 A run keeps the checksum of its base, so that it resumes from the same one or not at all. Torch is needed by `fill` alone.
 """
@@ -10,18 +11,24 @@ A run keeps the checksum of its base, so that it resumes from the same one or no
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plait import spec
 from plait.data import chat, vocabulary
+from plait.data import tokenizer as tokenizers
 from plait.errors import CheckpointError, RunFileError
 from plait.train import manifest
-from plait.train.folder import read_about, read_run, tokenizer_file
+from plait.train.folder import KEPT, read_about, read_run, tokenizer_file
+from plait.train.huggingface import folder as theirs
+from plait.train.huggingface import tensors as theirs_of
 
 MAY_DIFFER = {"dropout", "recompute", "recompute_layers", "auxiliary", "bias_rate"}
 """Settings of [model] that shape no parameter and no output."""
+POSITIONS = "model.positions.weight"
+"""One row a position, of which a run with shorter sequences takes the first."""
 
 
 def settle(run: spec.Run, out: Path | None = None) -> spec.Run:
@@ -31,29 +38,36 @@ def settle(run: spec.Run, out: Path | None = None) -> spec.Run:
     """
     if run.finetune is None:
         return run
-    checkpoint = _pinned(Path(run.finetune.base), _kept(out))
-    folder = checkpoint.parent.parent
-    base = read_run(folder)
-    if base.adapted:
-        raise RunFileError(f'finetune.from = "{run.finetune.base}": holds adapters alone; merge them first: plait merge {folder} --out ...')
-    _check_patterns(run.finetune, checkpoint)
+    found = _found(run, _kept(out))
+    _check_patterns(run.finetune, found.parameters)
     table = run.resolved()
-    table["model"] = _model(run, base)
-    table["data"] |= {"tokenizer": _tokenizer(run, base, folder), "sequence": _sequence(run, base)}
-    if run.data.chat is not None and run.data.chat.template is None and (template := chat.found_in(folder)) is not None:
+    table["model"] = _model(run, found.run)
+    table["data"] |= {"tokenizer": _tokenizer(run, found), "sequence": _sequence(run, found.run)}
+    if found.vocabulary > tokenizers.load(found.tokenizer, found.run.data.tokenizer.pattern).vocabulary:
+        table["model"]["vocabulary"] = found.vocabulary
+    if run.data.chat is not None and run.data.chat.template is None and (template := chat.found_in(found.folder)) is not None:
         table["data"]["chat"]["template"] = str(template)
-    table["finetune"] |= {"from": str(checkpoint.resolve()), "checksum": checksum(checkpoint)}
+    table["finetune"] |= {"from": str(found.path.resolve()), "checksum": found.checksum}
     return spec.parse(table).model_copy(update={"alerts": run.alerts})  # whose secrets a table does not tell
 
 
-def base_of(run: spec.Run) -> Base | None:
+def base_of(run: spec.Run) -> Base | ForeignBase | None:
     """What a settled run goes on from. Raises CheckpointError: it is there no more, or is another."""
     if run.finetune is None:
         return None
     path = Path(run.finetune.base)
-    if checksum(path) != run.finetune.checksum:
-        raise CheckpointError(f"{path}: is another checkpoint than this run began with; restore it")
-    return Base(path)
+    foreign = theirs.is_one(path)
+    if (theirs.checksum(path) if foreign else checksum(path)) != run.finetune.checksum:
+        raise CheckpointError(f"{path}: is another {'model' if foreign else 'checkpoint'} than this run began with; restore it")
+    return ForeignBase(path, run) if foreign else Base(path)
+
+
+def beside(run: spec.Run) -> Iterable[Path]:
+    """Files of the base's that plait has no use for, and that an export shall have again: of a model that came from Hugging Face."""
+    if run.finetune is None:
+        return ()
+    path = Path(run.finetune.base)
+    return theirs.beside(path if theirs.is_one(path) else path.parent.parent / KEPT)
 
 
 def checksum(checkpoint: Path) -> str:
@@ -66,18 +80,83 @@ class Base:
     """A checkpoint that another run goes on from."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._whole = manifest.read(checkpoint)
 
     def fill(self, state: dict[str, Any], elsewhere: Collection[str]) -> None:
         """Read the tensors of `state`, in place and in whatever dtype they are. Raises CheckpointError: missing ones, ones left over."""
         from plait.train.checkpoint import load
 
-        there = {name: _like(value, self._whole.tensors.get(name)) for name, value in state.items()}
-        load(self._checkpoint, there, only="model.", elsewhere=elsewhere)
+        there = {name: _like(name, value, self._whole.tensors.get(name)) for name, value in state.items()}
+        load(self.checkpoint, there, only="model.", elsewhere=elsewhere)
         for name, value in state.items():
             if there[name] is not value:
-                _local(value).copy_(_local(there[name]))
+                _local(value).copy_(_taken(value, there[name]))
+
+
+class ForeignBase:
+    """A Hugging Face folder that a run goes on from."""
+
+    def __init__(self, folder: Path, run: spec.Run) -> None:
+        self.folder, self._described = folder, _described(folder, run)
+
+    def opened(self) -> theirs_of.Tensors:
+        """Its tensors, to be read by hand."""
+        return theirs_of.Tensors(self.folder, self._described.dialect, self._described.shape)
+
+    def fill(self, state: dict[str, Any], elsewhere: Collection[str]) -> None:
+        """As a checkpoint's."""
+        with self.opened() as tensors:
+            tensors.fill(state, elsewhere)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is known of a base before anything is read of it. path: the checkpoint, or the folder itself where it is Hugging Face's. run:
+    its settings. parameters: shapes by path."""
+
+    path: Path
+    folder: Path
+    run: spec.Run
+    tokenizer: Path
+    vocabulary: int
+    checksum: str
+    parameters: Mapping[str, Sequence[int]]
+
+
+def _found(run: spec.Run, kept: str | None) -> _Found:
+    """kept: the checksum of the base that the run began with, if it has begun."""
+    assert run.finetune is not None
+    path = Path(run.finetune.base)
+    return _foreign(path, run, kept) if theirs.is_one(path) else _own(path, run.finetune, kept)
+
+
+def _own(base: Path, finetune: spec.Finetune, kept: str | None) -> _Found:
+    checkpoint = _pinned(base, kept)
+    folder = checkpoint.parent.parent
+    run = read_run(folder)
+    if run.adapted:
+        raise RunFileError(f'finetune.from = "{finetune.base}": holds adapters alone; merge them first: plait merge {folder} --out ...')
+    tensors = manifest.read(checkpoint).tensors
+    shapes = {name.removeprefix("model."): entry.shape for name, entry in tensors.items() if name.startswith("model.")}
+    rows = read_about(folder)["identity"]["data.vocabulary"]
+    return _Found(checkpoint, folder, run, tokenizer_file(folder), rows, checksum(checkpoint), shapes)
+
+
+def _foreign(folder: Path, run: spec.Run, kept: str | None) -> _Found:
+    described, told = _described(folder, run), theirs.checksum(folder)
+    with theirs_of.Tensors(folder, described.dialect, described.shape) as tensors:
+        shapes = {path: weight.shape for path, weight in tensors.weights.items()}
+    if kept not in (None, told):
+        raise CheckpointError(f'finetune.from = "{folder}": is no longer the model that this run began with; choose another --out')
+    return _Found(folder, folder, described.run, described.tokenizer, described.shape.vocabulary, told, shapes)
+
+
+def _described(folder: Path, run: spec.Run) -> theirs.Described:
+    """For as many positions as the run asks for."""
+    asked = run.data.sequence if "sequence" in run.data.model_fields_set else None
+    found = theirs.describe(folder, None, "data.sequence = ")
+    return found if asked is None or not found.run.model.any_length else theirs.describe(folder, asked, "data.sequence = ")
 
 
 def _kept(out: Path | None) -> str | None:
@@ -94,8 +173,6 @@ def _pinned(path: Path, kept: str | None) -> Path:
         raise CheckpointError(f'finetune.from = "{path}": there is no such folder (looked from {Path.cwd()})')
     if path.parent.name == "checkpoints" and (path / manifest.FILE).exists():
         return path
-    if (path / "config.json").exists() and not (path / "about.json").exists():
-        raise CheckpointError(f'finetune.from = "{path}": is a Hugging Face folder; import it first: plait import {path} --out runs/NAME')
     read_about(path)
     found = manifest.candidates(path / "checkpoints")
     if not found:
@@ -106,10 +183,9 @@ def _pinned(path: Path, kept: str | None) -> Path:
     return (same or found)[0]
 
 
-def _check_patterns(finetune: spec.Finetune, checkpoint: Path) -> None:
-    tensors = {name.removeprefix("model."): entry for name, entry in manifest.read(checkpoint).tensors.items() if name.startswith("model.")}
-    matrices = [path for path, entry in tensors.items() if len(entry.shape) == 2 and not path.startswith(("embed.", "positions."))]
-    if wrong := finetune.misses(matrices, tensors):
+def _check_patterns(finetune: spec.Finetune, shapes: Mapping[str, Sequence[int]]) -> None:
+    matrices = [path for path, shape in shapes.items() if len(shape) == 2 and not path.startswith(("embed.", "positions."))]
+    if wrong := finetune.misses(matrices, shapes.keys()):
         raise RunFileError(wrong)
 
 
@@ -126,16 +202,15 @@ def _model(run: spec.Run, base: spec.Run) -> dict[str, Any]:
 def _sequence(run: spec.Run, base: spec.Run) -> int:
     if "sequence" not in run.data.model_fields_set:
         return base.data.sequence
-    if not base.model.rotates and run.data.sequence != base.data.sequence:
-        raise RunFileError(
-            f"data.sequence = {run.data.sequence}: the model in {_named(run)} has learned {base.data.sequence} positions; leave it out"
-        )
+    if not base.model.any_length and run.data.sequence > base.data.sequence:
+        there = f"the model in {_named(run)} has learned {base.data.sequence} positions"
+        raise RunFileError(f"data.sequence = {run.data.sequence}: {there}; write as many or less, or leave it out")
     return run.data.sequence
 
 
-def _tokenizer(run: spec.Run, base: spec.Run, folder: Path) -> dict[str, Any]:
+def _tokenizer(run: spec.Run, found: _Found) -> dict[str, Any]:
     """The base's, which is the only one that its numbers mean something in."""
-    file, pattern = tokenizer_file(folder), base.data.tokenizer.pattern
+    file, pattern = found.tokenizer, found.run.data.tokenizer.pattern
     given = run.data.tokenizer
     if "tokenizer" in run.data.model_fields_set:
         fingerprint = vocabulary.fingerprint(file, pattern)
@@ -149,16 +224,30 @@ def _named(run: spec.Run) -> str:
     return run.finetune.base
 
 
-def _like(value: Any, entry: manifest.TensorEntry | None) -> Any:
-    """The tensor itself, or an empty one of the dtype that is stored."""
-    if entry is None or str(value.dtype) == entry.dtype:
+def _like(name: str, value: Any, entry: manifest.TensorEntry | None) -> Any:
+    """The tensor itself, or an empty one of the dtype that is stored, of positions with all that are stored."""
+    more = name == POSITIONS and entry is not None and entry.shape[0] > value.shape[0]
+    if entry is None or (str(value.dtype) == entry.dtype and not more):
         return value
     import torch
 
     from plait.replica.placed import Placed
 
-    empty = torch.empty_like(_local(value), dtype=getattr(torch, entry.dtype.removeprefix("torch.")))
+    dtype = getattr(torch, entry.dtype.removeprefix("torch."))
+    if more:
+        return torch.empty(entry.shape, dtype=dtype)
+    empty = torch.empty_like(_local(value), dtype=dtype)
     return Placed(empty, value.part) if isinstance(value, Placed) else empty
+
+
+def _taken(value: Any, read: Any) -> Any:
+    """What a tensor holds of what was read for it: of more positions than it has the first."""
+    if read.shape == value.shape:
+        return _local(read)
+    from plait.replica.placed import Placed
+
+    first = read[: value.shape[0]]
+    return value.part.take(first) if isinstance(value, Placed) else first
 
 
 def _local(value: Any) -> Any:

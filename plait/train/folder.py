@@ -4,6 +4,7 @@ OUT/run.toml         the resolved run file
 OUT/about.json       what the curve depends on besides: data fingerprint, vocabulary; and who wrote it
 OUT/events.jsonl     the journal
 OUT/tokenizer.*      the tokenizer, so that the folder is a usable model
+OUT/huggingface/     of a model that came from Hugging Face: what plait has no use for, and an export shall have again
 OUT/checkpoints/     step-N/, complete when its manifest stands
 OUT/lock             held while a run lives
 """
@@ -13,15 +14,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 import tomli_w
 
 from plait import spec
+from plait.data import chat
 from plait.errors import CheckpointError
 from plait.train.home import Home
+
+KEPT = chat.KEPT
 
 
 class Folder:
@@ -74,6 +80,12 @@ class Folder:
         self._write("about.json", json.dumps({"identity": wanted, "revision": _revision()}, indent=1))
         self.checkpoints.mkdir(exist_ok=True)
         return False
+
+    def keep(self, files: Iterable[Path]) -> None:
+        """Copies of files of Hugging Face's, which an export shall have again."""
+        for path in files:
+            (self.path / KEPT).mkdir(exist_ok=True)
+            shutil.copy(path, self.path / KEPT)
 
     def _write(self, name: str, text: str) -> None:
         partial = self.path / f".{name}.partial"

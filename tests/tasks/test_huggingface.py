@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from plait import spec
 from plait.cluster.nursery import Nursery
-from plait.data import bpe
 from plait.errors import CheckpointError, UserError
 from plait.model.build import build
 from plait.model.seq2seq import Seq2Seq
@@ -25,84 +26,18 @@ from plait.tasks.huggingface.importing import import_model
 from plait.tasks.pretrain import train
 from plait.tasks.trained import load
 from plait.train.folder import read_run
-from tests.runs import WORDS, tiny
+from plait.train.huggingface.folder import describe
+from plait.train.huggingface.tensors import Tensors
+from tests.runs import tiny
+from tests.tasks.foreign import CONTEXT, MODELS, VOCABULARY
 
 transformers = pytest.importorskip("transformers", reason="needs the extra [bench]")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-VOCABULARY, CONTEXT = 300, 48
-DECODER = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": CONTEXT,
-    "rms_norm_eps": 1e-6,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-MODELS = {
-    "gpt2": ("GPT2", {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT, "eos_token_id": 0}),
-    "llama": ("Llama", {**DECODER, "head_dim": 12, "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}}),
-    "llama tied": ("Llama", {**DECODER, "tie_word_embeddings": True}),
-    "llama 3.1": ("Llama", {**DECODER, "rope_parameters": {**LLAMA3, "rope_theta": 5000.0}}),
-    "llama stretched": ("Llama", {**DECODER, "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}}),
-    "mistral": ("Mistral", {**DECODER, "sliding_window": CONTEXT}),
-    "qwen2": ("Qwen2", DECODER),
-    "qwen3": ("Qwen3", {**DECODER, "head_dim": 16}),
-    "mixtral": ("Mixtral", {**DECODER, "num_local_experts": 4, "sliding_window": None}),
-    "qwen3_moe": (
-        "Qwen3Moe",
-        {**DECODER, "head_dim": 8, "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "norm_topk_prob": True}
-        | {"mlp_only_layers": [0]},
-    ),
-    "bert": (
-        "Bert",
-        {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 4}
-        | {"max_position_embeddings": CONTEXT},
-    ),
-}
-T5 = {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 12, "d_ff": 56, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4}
-MODELS |= {"t5": ("T5", T5), "t5 gated": ("T5", {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})}
-HEADS = {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "T5": "ForConditionalGeneration"}
 DECODERS = [name for name, (family, _) in MODELS.items() if family not in ("Bert", "T5")]
 SOURCE = 14
 """Of a T5's row the first so many tokens."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer_json() -> str:
-    return bpe.train([" ".join(WORDS)] * 3, 272)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory, tokenizer_json: str) -> Callable[..., Path]:
-    """A folder with a random model of transformers', every value of which means something."""
-
-    def save(name: str, **changes: Any) -> Path:
-        family, settings = MODELS[name]
-        torch.manual_seed(0)
-        config = getattr(transformers, f"{family}Config")(**{**settings, **changes})
-        head = HEADS.get(family, "ForCausalLM")
-        model = getattr(transformers, f"{family}{head}")(config)
-        for parameter in model.parameters():
-            parameter.data.add_(torch.randn_like(parameter) * 0.1)
-        folder = tmp_path_factory.mktemp("theirs") / name.replace(" ", "_")
-        model.save_pretrained(folder)
-        (folder / "tokenizer.json").write_text(tokenizer_json)
-        return folder
-
-    return save
 
 
 def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
@@ -305,14 +240,28 @@ def test_models_that_no_family_there_computes_are_named(settings: dict[str, Any]
 def test_every_weight_of_a_built_model_is_mapped_once(name: str, saved: Callable[..., Path], tmp_path: Path) -> None:
     from plait.model.huggingface import Shape, dialect_of
 
-    import_model(saved(name), tmp_path / "ours")
+    source = saved(name)
+    import_model(source, tmp_path / "ours")
     run = read_run(tmp_path / "ours")
     shape = Shape(run.model, VOCABULARY, CONTEXT)
+    check_boxes(source, load(tmp_path / "ours", "cpu").module.state_dict())
     built = {path: tuple(value.shape) for path, value in build(run.model, VOCABULARY, CONTEXT, 0).named_parameters()}
     weights = list(dialect_of(shape).weights(shape))
     assert {weight.path: weight.shape for weight in weights} == built
     names = [source.name for weight in weights for source in weight.sources]
     assert len(names) == len(set(names))
+
+
+def check_boxes(source: Path, values: dict[str, torch.Tensor]) -> None:
+    """Any box of any tensor is read from wherever it stands in theirs."""
+    chance = random.Random(0)
+    described = describe(source)
+    with Tensors(source, described.dialect, described.shape) as tensors:
+        for path in tensors.weights:
+            for _ in range(4):
+                ends = [sorted(chance.sample(range(size + 1), 2)) for size in values[path].shape]
+                box = tensors.box(path, [low for low, _ in ends], [high for _, high in ends])
+                assert np.array_equal(box, values[path][tuple(slice(*each) for each in ends)].numpy()), (path, ends)
 
 
 def test_names_of_old_berts_are_read_and_its_other_heads_left_behind(saved: Callable[..., Path], tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def _refuse_windows(config: Config, context: int) -> None:
         raise config.lacks("layer_types", sorted(kinds), "has full attention")
     windowed = (used and window is not None) or "sliding_attention" in kinds
     if windowed and (window or 0) < context:
-        raise config.lacks("sliding_window", window, f"sees the whole context; --context {window} imports the model for texts as short")
+        raise config.lacks("sliding_window", window, f"sees the whole context; {config.asked}{window} takes the model for texts as short")
 
 
 def _angles(config: Config) -> dict[str, Any]:

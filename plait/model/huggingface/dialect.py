@@ -76,14 +76,14 @@ def stacked(path: str, names: Mapping[str, int], *inputs: int) -> Weight:
 class Config:
     """A config.json that is read key by key: what is left over in the end is a feature that nobody asked about, and refused."""
 
-    def __init__(self, values: Mapping[str, Any], where: str, context: int | None = None) -> None:
-        """context: fewer positions than it says, if so many are wanted."""
-        self._values, self.where, self.wanted = dict(values), where, context
-        self._asked: set[str] = set()
+    def __init__(self, values: Mapping[str, Any], where: str, context: int | None = None, asked: str = "--context ") -> None:
+        """context: fewer positions than it says, if so many are wanted; asked: what one writes before their number to want them."""
+        self._values, self.where, self.wanted, self.asked = dict(values), where, context, asked
+        self._seen: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
         """A value; `default`, if there is one, where it is missing or null. Raises CheckpointError where there is none."""
-        self._asked.add(key)
+        self._seen.add(key)
         value = self._values.get(key)
         if value is None and default is None:
             raise CheckpointError(f"{self.where}: has no {key}")
@@ -91,12 +91,12 @@ class Config:
 
     def maybe(self, key: str) -> Any:
         """A value, or None."""
-        self._asked.add(key)
+        self._seen.add(key)
         return self._values.get(key)
 
     def ignore(self, *patterns: str) -> None:
         """Keys that change nothing of what is computed."""
-        self._asked |= {key for key in self._values if any(fnmatchcase(key, pattern) for pattern in patterns)}
+        self._seen |= {key for key in self._values if any(fnmatchcase(key, pattern) for pattern in patterns)}
 
     def only(self, key: str, *allowed: Any) -> None:
         """Raises CheckpointError for a value that is none of these; what is missing or null is what the first says."""
@@ -108,7 +108,7 @@ class Config:
         """How many positions: as many as the config says, or as are wanted. Raises CheckpointError where more are."""
         most: int = self.take(key)
         if self.wanted is not None and self.wanted > most:
-            raise CheckpointError(f"{self.where}: --context {self.wanted} is more than {key} = {most}")
+            raise CheckpointError(f"{self.where}: {self.asked}{self.wanted} is more than {key} = {most}")
         return self.wanted or most
 
     def lacks(self, key: str, value: Any, has: str) -> CheckpointError:
@@ -124,7 +124,7 @@ class Config:
 
     def finish(self) -> None:
         """Raises CheckpointError naming keys that mean something and were not asked for."""
-        known = self._asked | _MEANINGLESS
+        known = self._seen | _MEANINGLESS
         left = {key: value for key, value in self._values.items() if key not in known and value not in (None, False, [], {})}
         if left:
             told = ", ".join(f"{key} = {value!r}" for key, value in sorted(left.items()))

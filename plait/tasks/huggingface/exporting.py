@@ -1,7 +1,7 @@
-"""plait export: the newest checkpoint of a run's folder becomes a model's folder of Hugging Face's.
+"""plait export: the newest checkpoint of a run's folder becomes a model's folder of Hugging Face's, or one of adapters.
 
-Values come out of whatever pieces hold them, in whatever layout they were saved: a tensor of theirs is some rows of one of plait's, and
-some of these rows at a time are gathered from the boxes that overlap them.
+Values come out of wherever they stand (stored.py): a tensor of theirs is some rows of one of plait's, and some of these rows at a time are
+gathered, with what adapters add to them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 
 from plait import __version__, spec
+from plait.data import chat, vocabulary
 from plait.data import tokenizer as tokenizers
-from plait.data import vocabulary
 from plait.data.tokenizer import Tokenizer
 from plait.errors import CheckpointError, UserError
 from plait.model.huggingface import Dialect, Shape, Source, dialect_of
-from plait.tasks.huggingface import folder as theirs
-from plait.tasks.huggingface.importing import KEPT
+from plait.tasks.huggingface import adapters
+from plait.tasks.huggingface.stored import Foreign, Merged, Stored, Values, check
 from plait.train import manifest, tensorfile
-from plait.train.folder import read_about, read_run
-from plait.train.manifest import Manifest, TensorEntry
-from plait.train.tensorfile import BLOCK, DTYPES, Kind, TensorFile
+from plait.train.base import ForeignBase, base_of
+from plait.train.folder import KEPT, read_about, read_run
+from plait.train.huggingface import folder as theirs
+from plait.train.tensorfile import BLOCK, Kind
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 SHARD_BYTES = 5_000_000_000
@@ -47,90 +48,73 @@ class Exported:
     files: list[str]
 
 
-def export_model(folder: str | Path, to: str | Path, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES) -> Exported:
+def export_model(
+    folder: str | Path, to: str | Path, *, dtype: str = "float32", shard_bytes: int = SHARD_BYTES, adapter: bool = False
+) -> Exported:
     """Write the newest checkpoint of a run as transformers' from_pretrained reads it. dtype: "float32", "bfloat16" or "float16".
 
+    adapter: of a run that trained adapters, these alone, as PEFT reads them; else they are added to the weights of the base.
     Raises UserError: a model that no family there computes, a checkpoint that is damaged, a folder that holds something.
     """
     folder, to = Path(folder), Path(to)
     if dtype not in CODES:
         raise UserError(f"--dtype {dtype}: is none of {', '.join(CODES)}")
     run, about = read_run(folder), read_about(folder)["identity"]
+    if adapter and not run.adapted:
+        raise UserError(f"--adapter: {folder} has no adapters; leave it out")
     shape = Shape(run.model, about["data.vocabulary"], run.data.sequence)
     dialect = dialect_of(shape)
     if to.exists() and any(to.iterdir()):
         raise CheckpointError(f"{to}: holds something already; choose another --to")
     checkpoint = _newest(folder)
-    with Stored(checkpoint) as stored:
-        stored.check(dialect, shape)
-        files = _write_verified(to, stored, dialect, shape, CODES[dtype], shard_bytes)
+    with _values_of(run, checkpoint, shape, whole=not adapter) as values, _all_or_nothing(to, values):
+        if adapter:
+            base = base_of(run)
+            name = str(base.folder) if isinstance(base, ForeignBase) else None
+            assert run.finetune is not None
+            written = adapters.write(to, values, run.finetune, dialect, shape, CODES[dtype], name)
+        else:
+            check(values, checkpoint, dialect, shape)
+            written = _write(to, values, dialect, shape, CODES[dtype], shard_bytes)
     tokenizer = _copy_beside(folder, to, run)
-    _describe(folder, to, dialect, shape, dtype, tokenizer)
-    written = sum((to / name).stat().st_size for name in files)
+    if not adapter:
+        _describe(folder, to, dialect, shape, dtype, tokenizer)
     return Exported(to, dialect.kind, manifest.step_of(checkpoint), written, sorted(path.name for path in to.iterdir()))
 
 
-class Stored:
-    """The parameters of a checkpoint, whose pieces may hold any boxes of them. Use as a context manager."""
+@contextmanager
+def _values_of(run: spec.Run, checkpoint: Path, shape: Shape, whole: bool) -> Iterator[Values]:
+    """What a checkpoint holds; whole: with all that its base does, where it has adapters alone."""
+    with ExitStack() as opened:
+        trained = opened.enter_context(Stored(checkpoint))
+        base = base_of(run) if run.adapted and whole else None
+        if base is None:
+            yield trained
+            return
+        assert run.finetune is not None
+        assert run.finetune.lora is not None
+        there: Foreign | Stored = Foreign(base.opened()) if isinstance(base, ForeignBase) else Stored(base.checkpoint)
+        opened.enter_context(there)
+        fewer = {} if shape.model.any_length else {"positions.weight": shape.context}
+        yield Merged(there, trained, run.finetune.lora, fewer)
 
-    def __init__(self, path: Path) -> None:
-        """Raises CheckpointError: a manifest or a piece that cannot be read."""
-        self.path = path
-        self._whole: Manifest = manifest.read(path)
-        self.tensors = {name.removeprefix("model."): entry for name, entry in self._whole.tensors.items() if name.startswith("model.")}
-        self.pieces = sorted({chunk.piece for entry in self.tensors.values() for chunk in entry.chunks})
-        with ExitStack() as opened:
-            self._files = {piece: opened.enter_context(TensorFile(path / piece)) for piece in self.pieces}
-            self._open = opened.pop_all()
 
-    def __enter__(self) -> Stored:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
-
-    def check(self, dialect: Dialect, shape: Shape) -> None:
-        """Raises CheckpointError where the parameters are not those that the settings mean."""
-        wanted = {weight.path: list(weight.shape) for weight in dialect.weights(shape)}
-        found = {path: entry.shape for path, entry in self.tensors.items()}
-        if wrong := sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path)):
-            told = ", ".join(f"{path} ({found.get(path, 'missing')}, not {wanted.get(path, 'known')})" for path in wrong[:4])
-            raise CheckpointError(f"{self.path}: does not hold the model that run.toml describes: {told}")
-
-    def rows(self, path: str, first: int, end: int) -> tuple[np.ndarray, str]:
-        """Rows [first, end) of a parameter seen as one matrix (of a vector: its values), and the code of their dtype."""
-        entry = self.tensors[path]
-        if len(entry.shape) < 3:
-            return self._box(entry, [first, *(0 for _ in entry.shape[1:])], [end, *entry.shape[1:]])
-        height = math.prod(entry.shape[1:-1])
-        matrix, low = divmod(first, height)
-        assert len(entry.shape) == 3, path
-        assert low + end - first <= height, (path, first, end)
-        values, code = self._box(entry, [matrix, low, 0], [matrix + 1, low + end - first, entry.shape[2]])
-        return values[0], code
-
-    def _box(self, entry: TensorEntry, low: list[int], high: list[int]) -> tuple[np.ndarray, str]:
-        """The box [low, high), out of the chunks that overlap it."""
-        box: np.ndarray | None = None
-        code = ""
-        for chunk in entry.chunks:
-            file = self._files[chunk.piece]
-            inside = [
-                (max(a, offset), min(b, offset + size)) for a, b, offset, size in zip(low, high, chunk.offsets, chunk.sizes, strict=True)
-            ]
-            if any(a >= b for a, b in inside):
-                continue
-            local_low, local_high = (
-                [edge - offset for edge, offset in zip(edges, chunk.offsets, strict=True)] for edges in zip(*inside, strict=True)
-            )
-            part, code = file.read(chunk.key, local_low, local_high), file.kinds[chunk.key].code
-            if list(part.shape) == [b - a for a, b in zip(low, high, strict=True)]:
-                return part, code
-            if box is None:
-                box = np.empty([b - a for a, b in zip(low, high, strict=True)], DTYPES[code])
-            box[tuple(slice(a - start, b - start) for (a, b), start in zip(inside, low, strict=True))] = part
-        assert box is not None, "the manifest's chunks cover a tensor"
-        return box, code
+@contextmanager
+def _all_or_nothing(to: Path, values: Values) -> Iterator[None]:
+    """Checksums are compared while files are written; where one is wrong there is nothing in the end. Raises CheckpointError."""
+    existed = to.exists()
+    to.mkdir(parents=True, exist_ok=True)
+    try:
+        with ThreadPoolExecutor(1) as verifying:
+            verified = verifying.submit(values.verify)
+            yield
+            verified.result()
+    except BaseException:
+        for path in to.iterdir():
+            path.unlink()
+        if not existed:
+            to.rmdir()
+        raise
 
 
 def _newest(folder: Path) -> Path:
@@ -140,36 +124,40 @@ def _newest(folder: Path) -> Path:
     return found
 
 
-def _write_verified(to: Path, stored: Stored, dialect: Dialect, shape: Shape, code: str, shard_bytes: int) -> list[str]:
-    """Checksums are compared while the files are written; where one is wrong there is nothing in the end. Raises CheckpointError."""
-    existed = to.exists()
-    to.mkdir(parents=True, exist_ok=True)
-    try:
-        with ThreadPoolExecutor(1) as verifying:
-            verified = verifying.submit(manifest.verify, stored.path, stored.pieces)
-            files = _write(to, stored, dialect, shape, code, shard_bytes)
-            verified.result()
-    except BaseException:
-        for path in to.glob("model*.safetensors*"):
-            path.unlink()
-        if not existed:
-            to.rmdir()
-        raise
-    return files
-
-
-def _write(to: Path, stored: Stored, dialect: Dialect, shape: Shape, code: str, shard_bytes: int) -> list[str]:
-    """The files of tensors, and their index where there are several."""
+def _write(to: Path, stored: Values, dialect: Dialect, shape: Shape, code: str, shard_bytes: int) -> int:
+    """The files of tensors, and their index where there are several; returns the bytes of the former."""
     places = {source.name: (weight.path, source, first) for weight in dialect.weights(shape) for source, first in weight.spans()}
-    shards = theirs.sharded({name: Kind(code, source.shape) for name, (_, source, _) in places.items()}, shard_bytes)
+    shards = _sharded({name: Kind(code, source.shape) for name, (_, source, _) in places.items()}, shard_bytes)
+    written = 0
     for file, kinds in shards.items():
-        tensorfile.write(to / file, kinds, lambda name: _blocks(stored, *places[name], code), {"format": "pt"})
+        written += tensorfile.write(to / file, kinds, lambda name: _blocks(stored, *places[name], code), {"format": "pt"})
     if len(shards) > 1:
-        _write_json(to / theirs.INDEX, theirs.index(shards))
-    return list(shards)
+        _write_json(to / theirs.INDEX, _index(shards))
+    return written
 
 
-def _blocks(stored: Stored, path: str, source: Source, first: int, code: str) -> Iterator[np.ndarray]:
+def _sharded(kinds: Mapping[str, Kind], most: int) -> dict[str, dict[str, Kind]]:
+    """Files of at most so many bytes (one with a single larger tensor aside), by name."""
+    shards: list[dict[str, Kind]] = [{}]
+    size = 0
+    for name, kind in kinds.items():
+        if shards[-1] and size + kind.bytes > most:
+            shards.append({})
+            size = 0
+        shards[-1][name] = kind
+        size += kind.bytes
+    if len(shards) == 1:
+        return {theirs.WHOLE: shards[0]}
+    return {f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard for number, shard in enumerate(shards, 1)}
+
+
+def _index(shards: Mapping[str, Mapping[str, Kind]]) -> dict[str, Any]:
+    """What the file of that name says."""
+    total = sum(kind.bytes for shard in shards.values() for kind in shard.values())
+    return {"metadata": {"total_size": total}, "weight_map": {name: file for file, shard in shards.items() for name in shard}}
+
+
+def _blocks(stored: Values, path: str, source: Source, first: int, code: str) -> Iterator[np.ndarray]:
     if source.transposed:
         whole, kind = stored.rows(path, first, first + source.rows)
         columns = max(1, BLOCK // (whole.itemsize * len(whole)))
@@ -188,9 +176,11 @@ def _copy_beside(folder: Path, to: Path, run: spec.Run) -> Tokenizer:
     if found is None:
         raise CheckpointError(f"{folder}: the tokenizer is missing; run plait train on it once more")
     shutil.copy(found, to / found.name)
-    for name in theirs.BESIDE:
-        if (folder / KEPT / name).is_file():
-            shutil.copy(folder / KEPT / name, to / name)
+    for path in theirs.beside(folder / KEPT):
+        if path.name != theirs.CONFIG:
+            shutil.copy(path, to / path.name)
+    if (template := folder / chat.FILE).is_file():  # the one that it was trained with
+        shutil.copy(template, to / chat.FILE)
     return tokenizers.load(found, run.data.tokenizer.pattern)
 
 
