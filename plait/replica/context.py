@@ -198,15 +198,16 @@ class _Places:
     def __init__(self, by: By, place: int, ranks: int) -> None:
         self._by, self._place, self._ranks = by, place, ranks
         self._known: dict[int, list[Tensor]] = {}
+        self._compared: set[int] = set()
 
     def __call__(self, cut: Cut) -> list[Tensor]:
-        known = cut.length in self._known
         places = self.of(cut.length, cut.positions_L.device)
-        if not known and not torch.equal(cut.positions_L, places[self._place]):
+        if cut.length not in self._compared and not torch.equal(cut.positions_L, places[self._place]):
             raise ValueError(
                 f"the cut's positions are not those of rank {self._place} of {self._ranks}; "
                 f'cut samples by plait.replica.context.positions({cut.length}, {self._place}, {self._ranks}, "{self._by}")'
             )
+        self._compared.add(cut.length)
         return places
 
     def of(self, length: int, device: torch.device) -> list[Tensor]:
