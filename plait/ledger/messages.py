@@ -242,9 +242,10 @@ class Hand:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One replica's part of an evaluation: sums over its targets."""
+    """One rank's part of an evaluation: sums over its targets. unit: of the verdict that asked for it."""
 
     step: int
+    unit: int
     split: str
     loss_sum: float
     correct: int

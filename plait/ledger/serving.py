@@ -429,9 +429,10 @@ class Serving:
 
     @property
     def _complete(self) -> bool:
-        """Whether the next phase can begin with the replicas that are present."""
-        after = self._plan.agreements[self._books.phase + 1] if self._books.turning else self._rules
-        return after.served or len(self.present) == self._plan.replicas
+        """Whether the next phase can begin with the replicas that are present. Others may come to it later, or never."""
+        plan = self._plan
+        after = plan.agreements[self._books.phase + 1] if self._books.turning else self._rules
+        return after.served or len(self.present) >= (plan.fewest if plan.elastic else plan.replicas)
 
     @property
     def done(self) -> bool:

@@ -9,7 +9,6 @@ those it is handed, so that tests can explore any order of messages. What a unit
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from plait import events
 from plait.events import Event
 from plait.ledger.books import Books
+from plait.ledger.evaluations import Evaluations
 from plait.ledger.messages import (
     SERVING,
     Asked,
@@ -85,9 +85,7 @@ class Ledger:
         """since which step, how often a replica ended by an error of its own"""
         self._held_up: str | None = None
         self._echoes: list[tuple[Member, str]] = []
-        self._measured: dict[tuple[int, str], list[tuple[Member, Measured]]] = {}
-        self._measuring: dict[int, Counter[int]] = {}
-        """by step and replica, how many ranks will tell"""
+        self._evaluations = Evaluations(record, clock, plan.ranks)
         self._unmeasured = False
         """whether the checkpoint that was returned to is still to be measured"""
 
@@ -139,8 +137,9 @@ class Ledger:
             case Broken():
                 return self._broken(member, message)
             case Measured():
-                self._measure(member, message)
-                return self._course.measured(member) if isinstance(self._course, Together) else []
+                course = self._course if isinstance(self._course, Together) else None
+                self._evaluations.take(member, message, more_to_ask=bool(course and course.to_measure))
+                return course.measured(member) if course else []
             case Kept():
                 self._books.keep(message.step)
                 self._record(events.Saved(self._clock(), message.step, message.path, message.bytes, message.seconds, message.stalled))
@@ -255,7 +254,7 @@ class Ledger:
             return self._begin_again()
         if replica == SERVING:
             if not isinstance(self._course, Serving):
-                return []  # it serves in a later phase
+                return self._after_leaving()  # it serves in a later phase, or nobody any more
             return self._hold_up(f"{name(member)} was not there when it was needed")
         if isinstance(self._course, Serving):
             self._books.generation += 1
@@ -307,10 +306,7 @@ class Ledger:
         return self._course.broken(member, message)
 
     def _noted(self, outbox: Outbox) -> Outbox:
-        """Remember how many will measure."""
-        for (replica, _), message in outbox:
-            if getattr(message, "evaluate", None) is not None:
-                self._measuring.setdefault(message.step, Counter())[replica] += 1  # type: ignore[union-attr]
+        self._evaluations.note(outbox)
         return outbox
 
     # --- losing ----------------------------------------------------------------------------------------------
@@ -386,7 +382,7 @@ class Ledger:
         self._at_work.discard(replica)
         self._books.forget(replica)
         if isinstance(self._course, Together):
-            self._forget_measures(replica)
+            self._evaluations.forget(replica)
 
     def _want(self, replica: int) -> None:
         if replica not in self._given_up:
@@ -405,13 +401,12 @@ class Ledger:
         """What it held is gone: all return to the last cut, once there is another."""
         self._record(events.Lost(self._clock(), *server, why))
         self._gone.add(server)
+        if self._course is not None and self._course.done and self._books.unsaved is None and not self._held_up:
+            self._left.add(server)
+            return self._after_leaving()
         self._wanted.append(server)
         if not isinstance(self._course, Serving) or self._held_up:
             return []
-        if self._course.done and self._books.unsaved is None:
-            self._wanted.remove(server)
-            self._left.add(server)
-            return self._after_leaving()
         return self._hold_up(f"{name(server)} was lost: {why}")
 
     def _hold_up(self, why: str) -> Outbox:
@@ -422,9 +417,8 @@ class Ledger:
         lost = self._course.lost_work(kept, books.kept["step"]) if isinstance(self._course, Serving) else {}
         books.roll_back(why, lost)
         books.generation += 1
-        self._unmeasured = books.committed in self._measuring
-        self._measuring.clear()
-        self._measured.clear()
+        self._unmeasured = self._evaluations.under_way(books.committed)
+        self._evaluations.forget_all()
         self._call_back()
         return self._begin_again()
 
@@ -465,33 +459,6 @@ class Ledger:
         self._record(events.SaveFailed(self._clock(), message.step, message.why))
         return self._course.kept() if isinstance(self._course, Together) else []
 
-    def _measure(self, member: Member, part: Measured) -> None:
-        parts = self._measured.setdefault((part.step, part.split), [])
-        parts.append((member, part))
-        owed = isinstance(self._course, Together) and self._course.to_measure
-        if owed or len(parts) < self._measuring.get(part.step, Counter()).total():
-            return
-        del self._measured[part.step, part.split], self._measuring[part.step]
-        ordered = [one for _, one in sorted(parts, key=lambda each: each[0])]
-        targets = sum(one.targets for one in ordered)
-        loss = math.fsum(one.loss_sum for one in ordered) / targets
-        accuracy = sum(one.correct for one in ordered) / targets
-        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, events.perplexity(loss), accuracy, targets))
-
-    def _forget_measures(self, replica: int) -> None:
-        """Of a replica that is gone what all its ranks have told counts; the rest another measures."""
-        for parts in self._measured.values():
-            told = Counter(member for member, _ in parts if member[0] == replica)
-            whole = min(told[replica, rank] for rank in range(self.plan.ranks))
-            kept: Counter[Member] = Counter()
-            for each in list(parts):
-                kept[each[0]] += 1
-                if each[0][0] == replica and kept[each[0]] > whole:
-                    parts.remove(each)
-        for step, expected in self._measuring.items():
-            there = [member for (of_step, _), parts in self._measured.items() if of_step == step for member, _ in parts]
-            expected[replica] = sum(member[0] == replica for member in there)
-
     def _leave(self, member: Member) -> Outbox:
         needed = self._held_up or (self._course is not None and not self._course.done)
         if needed and self.failure is None and member[0] != SERVING:
@@ -509,6 +476,6 @@ class Ledger:
             return []
         if any(member[0] != SERVING for member in staying):
             return []
-        dismissed = [member for member in staying if member not in self._dismissed]
+        dismissed = [member for member in staying if member not in self._dismissed and member not in self._gone]
         self._dismissed.update(dismissed)
         return [(server, Left()) for server in dismissed]

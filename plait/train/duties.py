@@ -55,7 +55,7 @@ class Duties:
             self._roll_back(verdict.to_step)
         if verdict.evaluate is not None and self._validation is not None:
             sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch, self._replica.mesh.lane)
-            self._ledger.tell(Measured(verdict.step, "validation", sums.loss, sums.correct, sums.targets))
+            self._ledger.tell(Measured(verdict.step, verdict.unit, "validation", sums.loss, sums.correct, sums.targets))
         if verdict.save:
             self._save(verdict)
         if verdict.bucket_bytes:

@@ -320,7 +320,7 @@ class Simulation:
         worker.compared &= verdict.work is not None and verdict.work.check == "heal"
         if verdict.evaluate is not None:
             sequences = sum(end - first for first, end in verdict.evaluate)
-            self.post((member, worker.life), "ledger", Measured(verdict.step, "validation", 1.0 * sequences, 0, sequences))
+            self.post((member, worker.life), "ledger", Measured(verdict.step, verdict.unit, "validation", 1.0 * sequences, 0, sequences))
         if verdict.position is not None:
             self.positions.append(verdict.position)
             self.saved[verdict.step] = worker.wrong

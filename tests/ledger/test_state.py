@@ -229,9 +229,9 @@ def test_an_evaluation_is_summed_when_all_parts_are_in() -> None:
     house = House(plan(evaluate_every=1, evaluation_size=5))
     _, verdict = house.round(house.join())
     assert verdict.evaluate == [[0, 3]]
-    house.say((0, 0), Measured(1, "validation", 6.0, 1, 3))
+    house.say((0, 0), Measured(1, verdict.unit, "validation", 6.0, 1, 3))
     assert not house.of(events.Evaluated)
-    house.say((1, 0), Measured(1, "validation", 4.0, 1, 2))
+    house.say((1, 0), Measured(1, verdict.unit, "validation", 4.0, 1, 2))
     assert (house.of(events.Evaluated)[0].loss, house.of(events.Evaluated)[0].accuracy) == (2.0, 0.4)
 
 
