@@ -17,7 +17,7 @@ from place import DEMO, REPOSITORY, Figure, Place
 
 from plait import store
 from plait.store import blocks
-from plait.store.cache import RUN, Cache, CachedFile
+from plait.store.cache import Cache, CachedFile
 from plait.store.patience import Homes
 
 sys.path.insert(0, str(REPOSITORY))  # the tests' servers
@@ -28,7 +28,7 @@ _MIB = 64
 
 def measure(place: Place) -> list[Figure]:
     with _server(place.folder / "server") as url:
-        return [_training(place, url), _reading(place, url)]
+        return [_training(place, url), *_reading(place, url)]
 
 
 def _training(place: Place, url: str) -> Figure:
@@ -42,8 +42,8 @@ def _training(place: Place, url: str) -> Figure:
     return Figure.of("training from S3, cold cache / from a folder", TRAINING, ratios(rates))
 
 
-def _reading(place: Place, url: str) -> Figure:
-    """From beginning to end in spans of 1 MiB, each round with a cache that is cold."""
+def _reading(place: Place, url: str) -> list[Figure]:
+    """From beginning to end in spans of 1 MiB: once with a cache that is cold, and again; packed by zstd, and as it is."""
     folder = place.new("file")
     folder.mkdir()
     size = (1 if place.effort.tiny else _MIB) << 20
@@ -51,26 +51,35 @@ def _reading(place: Place, url: str) -> Figure:
     (folder / "tokens").write_bytes(tokens.astype(np.uint16).tobytes())
     home = store.at(f"{url}/reading")
     home.upload(folder / "tokens", "plain")
-    blocks.keep(home, folder, ["tokens"])
-    found = []
-    for turn in range(place.effort.rounds):
-        raw = _seconds(partial(_raw, home, size))
-        found.append(raw / _seconds(partial(_through, place.folder / f"reading-{turn}", home)))
-    return Figure.of("sequential read through the cache / raw s3fs ranges", READING, found, detail=f"{size >> 20} MiB of uint16 tokens")
+    figures = []
+    for how, compress in (("zstd", True), ("as it is", False)):
+        kept = store.at(f"{url}/reading/{how.replace(' ', '-')}")
+        blocks.keep(kept, folder, ["tokens"], compress)
+        cold, warm = [], []
+        for _ in range(2 * place.effort.rounds):
+            raw = _seconds(partial(_raw, home, size))
+            cache = place.new("reading")
+            cold.append(raw / _seconds(partial(_through, cache, kept)))
+            warm.append(raw / _seconds(partial(_through, cache, kept)))
+            shutil.rmtree(cache)  # its pages are taken for the next one's: fresh ones cost a virtual machine most of a read
+        detail = f"{size >> 20} MiB of uint16 tokens, {how} in the store"
+        figures.append(Figure.of(f"sequential read, cold cache / raw s3fs ranges, {how}", READING, cold, detail=detail))
+        figures.append(Figure.of(f"sequential read, warm cache / raw s3fs ranges, {how}", READING, warm, detail=detail))
+    return figures
 
 
 def _raw(home: store.Store, size: int) -> None:
-    """s3fs itself, in ranges as long as those of the cache."""
+    """s3fs itself, range after range of the length that is quickest."""
     import s3fs
 
     files, path = s3fs.S3FileSystem(), home.url("plain").removeprefix("s3://")
-    for first in range(0, size, RUN * blocks.BLOCK):
-        files.cat_file(path, start=first, end=min(first + RUN * blocks.BLOCK, size))
+    for first in range(0, size, 8 << 20):
+        files.cat_file(path, start=first, end=min(first + (8 << 20), size))
 
 
 def _through(folder: Path, home: store.Store) -> None:
     file = blocks.read_files(home)["tokens"]
-    (folder / "set").mkdir(parents=True)
+    (folder / "set").mkdir(parents=True, exist_ok=True)
     index = blocks.read_index(home, "tokens", file)
     cached = CachedFile(Cache(folder, 1 << 30), folder / "set" / "tokens", file.bytes, index, Homes([home]))
     step = 1 << 20

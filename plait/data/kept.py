@@ -7,7 +7,7 @@
 
 What is here is found by the request, as in a folder. Small files are fetched whole when the data is opened; token files are read through
 the cache (plait.store.cache), from the store or, where that fails, from the backup. A folder of prepared data that is lost or damaged is
-restored from the backup.
+restored from the backup; what a store has lost is written back to it when data is next opened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from plait import spec
-from plait.errors import DataError, NotStored, StorageError
+from plait.errors import DataError, NotStored, StorageError, StorageFailed
 from plait.store import at, blocks, durable, is_url
 from plait.store.cache import Cache, CachedFile
 from plait.store.patience import Homes, to_stderr
@@ -51,6 +51,7 @@ def find(data: spec.Data, request: str) -> Path | None:
         files = homes.ask(blocks.read_files)
     except NotStored:
         return None
+    _write_back(data, request)
     return _fetched(data, request, homes, files)
 
 
@@ -61,7 +62,7 @@ def keep(data: spec.Data, folder: Path) -> None:
         home = at(f"{url.rstrip('/')}/{folder.name}")
         if not blocks.holds(home):
             names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
-            blocks.keep(home, folder, [*names, MANIFEST])
+            blocks.keep(home, folder, [*names, MANIFEST], data.compress)
         home.close()
     if urls:
         shutil.rmtree(folder)
@@ -84,7 +85,7 @@ def cached(data: spec.Data, folder: Path, name: str) -> CachedFile:
     """A file that is read through the cache."""
     settings = data.cache or spec.Cache()
     files = _read_kept(folder)
-    index = blocks.Index((folder / blocks.index_name(name)).read_bytes())
+    index = blocks.Index((folder / blocks.index_name(name)).read_bytes(), files[name].bytes)
     cache = Cache(_cache_folder(data), int(settings.gib * 2**30))
     tier = at(settings.tier) if settings.tier else None
     request = folder.name.partition("-")[0]
@@ -98,6 +99,24 @@ def _cache_folder(data: spec.Data) -> Path:
 def _homes(data: spec.Data, request: str) -> Homes:
     urls = [data.prepared, *([data.backup] if data.backup else [])]
     return Homes([at(f"{url.rstrip('/')}/{request}") for url in urls])
+
+
+def _write_back(data: spec.Data, request: str) -> None:
+    """What the backup has and the first home lost. Where that home cannot be written to now, the backup is read, and this is tried at
+    the next start."""
+    if data.backup is None:
+        return
+    home, backup = (at(f"{url.rstrip('/')}/{request}") for url in (data.prepared, data.backup))
+    try:
+        if not blocks.holds(home):
+            to_stderr(f"{home.url()}: is missing; writing it back from the backup, {backup.url()}")
+            blocks.mirror(backup, home)
+            to_stderr(f"{home.url()}: is there again")
+    except (StorageError, StorageFailed) as error:
+        to_stderr(f"{error}; {home.url()} is left as it is until the next start")
+    finally:
+        home.close()
+        backup.close()
 
 
 def _fetched(data: spec.Data, request: str, homes: Homes, files: dict[str, blocks.Kept]) -> Path:

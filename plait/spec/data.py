@@ -18,10 +18,10 @@ from plait.spec.split import SOURCE, Splits
 class Source(Section):
     """One source of a mixture."""
 
-    path: Place = Field(description="a path or a glob")
+    path: Place = Field(description="a path, a glob, a URL, or a folder that datasets.save_to_disk wrote")
     name: str | None = Field(None, description="what it is called; its path when left out")
     weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
-    format: Literal["text", "jsonl", "parquet", "bin"] | None = Field(
+    format: Literal["text", "jsonl", "parquet", "arrow", "bin"] | None = Field(
         None, description="bin is tokens; told by the file's name when left out"
     )
     split: Literal["train", "validation", "test"] | None = Field(None, description="where all of it goes; told by data.split when left out")
@@ -33,7 +33,7 @@ class Tokenizer(Section):
     train: Annotated[int, Field(ge=257)] | None = Field(
         None, description="entries of a byte-level BPE: 256 bytes, one special token, merges"
     )
-    file: str | None = Field(None, description="tokenizer.json, a SentencePiece .model or a .tiktoken file")
+    file: Place | None = Field(None, description="tokenizer.json, a SentencePiece .model or a .tiktoken file; a path or a URL")
     pattern: str | None = Field(None, description="how a .tiktoken file cuts text into words; GPT-4's when left out")
 
     @model_validator(mode="after")
@@ -78,7 +78,13 @@ class Data(Section):
     prepared: Place = Field(
         "runs/prepared", description="the folder or URL where token files are kept, and found again by what they were made of"
     )
+    fetched_gib: float | None = Field(
+        None, ge=0, description="GiB of the files that corpus URLs name that stay on this disk once they are prepared; all when left out"
+    )
     backup: Place | None = Field(None, description="a place where prepared data is mirrored, and read from where the first one fails")
+    compress: bool = Field(
+        True, description="token files are packed by zstd in a store; false where the wire is faster than a core unpacks"
+    )
     cache: Cache | None = Field(None, description="for data.prepared in a store; 16 GiB in ~/.cache/plait when left out")
     field: str = Field("text", description="where JSONL and Parquet rows keep the text")
     separator: str = Field("\f", min_length=1, description="ends a document in a plain text file; a form feed when left out")

@@ -206,6 +206,8 @@ _FREE = {
     "data.cache.folder",
     "data.cache.gib",
     "data.cache.tier",
+    "data.compress",
+    "data.fetched_gib",
     "data.prepared",
     "data.workers",
     "finetune.from",

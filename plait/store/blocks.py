@@ -1,13 +1,13 @@
 """Blocks: how a large file is kept in a store, so that any part of it can be fetched, checked and kept alone.
 
     token file    ├ 256 KiB ┼ 256 KiB ┼ 256 KiB ┼ rest ┤
-                       │ zstd     │         │        │
+                       │ zstd     │         │        │          as it is, where that is not shorter or not wanted
     NAME.blocks   ├ frame ┼ frame ┼ frame ┼ frame ┤            at rest and on the wire
     NAME.index    length and checksum of each frame             20 bytes a block
     files.json    {NAME: bytes, sha256, and those of its index}  written last: what it does not name is not there
 
-A frame is checked before it is unpacked, wherever it came from: the store, a cache of another host, the backup. The frames of a file
-follow each other, so that many blocks in a row are one range.
+A frame is checked before it is unpacked, wherever it came from: the store, a cache of another host, the backup. A frame as long as its
+block is the block. The frames of a file follow each other, so that many blocks in a row are one range.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _LEVEL = 1  # of tokens as small as 3, and unpacked half as fast again
 _MANY = 32  # blocks in one range
 
 
+Frame = bytes | memoryview
+
 _threads = threading.local()
 
 
@@ -54,10 +56,11 @@ class Kept:
 
 
 class Index:
-    """Where each frame of a file is, and its checksum."""
+    """Where each frame of a file of `size` bytes is, and its checksum."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, size: int) -> None:
         self.content = content
+        self._size = size
         entries = np.frombuffer(content, _INDEX)
         self._checksums = entries["checksum"]
         self._ends = np.cumsum(entries["length"], dtype=np.int64)
@@ -69,42 +72,39 @@ class Index:
         """The bytes [first, end) of a frame."""
         return (int(self._ends[block - 1]) if block else 0), int(self._ends[block])
 
+    def unpacked(self, block: int, frame: Frame) -> Frame:
+        """The content of a frame that has been checked."""
+        size = min(BLOCK, self._size - block * BLOCK)
+        return frame if len(frame) == size else _unpack(frame, size)
+
     def checksum(self, block: int) -> str:
         return bytes(self._checksums[block]).hex()
 
-    def fits(self, block: int, frame: bytes) -> bool:
+    def fits(self, block: int, frame: Frame) -> bool:
         """Whether a frame is the one that was written."""
         return checksum(frame).hex() == self.checksum(block)
 
 
-def checksum(frame: bytes) -> bytes:
+def checksum(frame: Frame) -> bytes:
     return hashlib.sha256(frame).digest()[:16]  # processors have instructions for it: twice blake2b's speed
 
 
-def fetch(store: Store, name: str, index: Index, first: int, end: int) -> list[bytes]:
-    """The frames [first, end) in one read. Raises StorageFailed, Damaged."""
+def fetch(store: Store, name: str, index: Index, first: int, end: int) -> list[Frame]:
+    """The frames [first, end) in one read, as parts of what came. Raises StorageFailed, Damaged."""
     low, high = index.span(first)[0], index.span(end - 1)[1]
     url = store.url(blocks_name(name))
-    content = trouble.whole(url, store.read(blocks_name(name), low, high), low, high)
-    frames = [content[index.span(block)[0] - low : index.span(block)[1] - low] for block in range(first, end)]
+    content = memoryview(trouble.whole(url, store.read(blocks_name(name), low, high), low, high))
+    frames: list[Frame] = [content[index.span(block)[0] - low : index.span(block)[1] - low] for block in range(first, end)]
     for block, frame in enumerate(frames, first):
         _check(index, block, frame, url)
     return frames
 
 
-def unpack(frame: bytes) -> bytes:
-    """The content of a frame that has been checked."""
-    if not hasattr(_threads, "decompressor"):
-        _threads.decompressor = zstandard.ZstdDecompressor()  # of each thread, kept: making one costs as much as a block
-    content: bytes = _threads.decompressor.decompress(frame, max_output_size=BLOCK)
-    return content
-
-
-def keep(store: Store, folder: Path, names: list[str]) -> None:
+def keep(store: Store, folder: Path, names: list[str], compress: bool = True) -> None:
     """Put files into a store, whole or not at all; what stands there already of the same content is left alone."""
     kept = {}
     for name in names:
-        kept[name] = _keep_file(store, folder / name, name)
+        kept[name] = _keep_file(store, folder / name, name, compress)
     content = json.dumps({"format": _FORMAT, "block": BLOCK, "files": {name: asdict(file) for name, file in kept.items()}}, indent=1)
     insistently(lambda: store.write(FILES, content.encode()))
 
@@ -132,8 +132,8 @@ def download(store: Store, name: str, file: Kept, path: Path) -> None:
     whole = hashlib.sha256()
     with durable.writing(path) as target:
         for first in range(0, len(index), _MANY):
-            for frame in fetch(store, name, index, first, min(first + _MANY, len(index))):
-                content = unpack(frame)
+            for block, frame in enumerate(fetch(store, name, index, first, min(first + _MANY, len(index))), first):
+                content = index.unpacked(block, frame)
                 whole.update(content)
                 target.write(content)
         if whole.hexdigest() != file.sha256:
@@ -164,7 +164,7 @@ def read_index(store: Store, name: str, file: Kept) -> Index:
     content = store.read(index_name(name))
     if hashlib.sha256(content).hexdigest() != file.index_sha256:
         raise Damaged(f"{store.url(index_name(name))}: is not what was written: its checksum differs")
-    return Index(content)
+    return Index(content, file.bytes)
 
 
 def blocks_name(name: str) -> str:
@@ -175,16 +175,23 @@ def index_name(name: str) -> str:
     return f"{name}.index"
 
 
-def _check(index: Index, block: int, frame: bytes, url: str) -> None:
+def _check(index: Index, block: int, frame: Frame, url: str) -> None:
     if not index.fits(block, frame):
         raise Damaged(f"{url}: block {block} is not what was written: its checksum differs")
 
 
-def _keep_file(store: Store, path: Path, name: str) -> Kept:
+def _unpack(frame: Frame, size: int) -> bytes:
+    if not hasattr(_threads, "decompressor"):
+        _threads.decompressor = zstandard.ZstdDecompressor()  # of each thread, kept: making one costs as much as a block
+    content: bytes = _threads.decompressor.decompress(frame, max_output_size=size)
+    return content
+
+
+def _keep_file(store: Store, path: Path, name: str, compress: bool) -> Kept:
     whole = hashlib.sha256()
     entries = []
     with tempfile.NamedTemporaryFile(prefix="plait-") as packed, path.open("rb") as source:
-        for frame in _frames(source, whole):
+        for frame in _frames(source, whole, compress):
             packed.write(frame)
             entries.append((len(frame), checksum(frame)))
         packed.flush()
@@ -194,8 +201,9 @@ def _keep_file(store: Store, path: Path, name: str) -> Kept:
     return Kept(path.stat().st_size, whole.hexdigest(), hashlib.sha256(index).hexdigest())
 
 
-def _frames(source: BinaryIO, whole: hashlib._Hash) -> Iterator[bytes]:
+def _frames(source: BinaryIO, whole: hashlib._Hash, compress: bool) -> Iterator[bytes]:
     compressor = zstandard.ZstdCompressor(level=_LEVEL)
     while content := source.read(BLOCK):
         whole.update(content)
-        yield compressor.compress(content)
+        packed = compressor.compress(content) if compress else content
+        yield min(packed, content, key=len)

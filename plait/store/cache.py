@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
+import itertools
 import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -30,15 +33,19 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from plait.errors import PlaitError
 from plait.store import blocks
-from plait.store.blocks import BLOCK, Index
+from plait.store.blocks import BLOCK, Frame, Index
 from plait.store.patience import Homes
 from plait.store.protocol import Store
 
-RUN = 32
+RUN = 16
 """Blocks that are fetched in one range."""
 THREADS = 4
 _AHEAD = 256
 """Blocks that may be on their way before they are needed."""
+_NOW, _SOON, _SOMETIME = 0, 1, 2
+"""What is fetched first: what is waited for, then what a reader will need, then what fills the cache."""
+_LONG = 64 << 10
+"""Bytes from which a span is read from the file: shorter ones are gathered from its memory map."""
 _TAKE_OVER = 2.0
 """Seconds after which another process looks whether the one that fills has gone."""
 _TIER_REST = 30.0
@@ -138,9 +145,10 @@ class CachedFile:
         self._file = os.open(path, os.O_RDWR)
         self._held = _mapped(path.with_name(f"{path.name}.held"), len(index))
         self._busy = os.open(path.with_name(f"{path.name}.busy"), os.O_RDWR | os.O_CREAT, 0o644)
-        self._coming: dict[int, Future[dict[int, bytes]]] = {}
+        self._coming: dict[int, Future[dict[int, Frame]]] = {}
         self._lock = threading.Lock()
-        self._asked: queue.SimpleQueue[tuple[range, Future[dict[int, bytes]]]] = queue.SimpleQueue()
+        self._asked: queue.PriorityQueue[tuple[int, int, range, Future[dict[int, Frame]]]] = queue.PriorityQueue()
+        self._number = itertools.count()  # first come, first served, among what is as urgent
         self._filler: threading.Thread | None = None
 
     def read(self, firsts_E: np.ndarray, length: int) -> np.ndarray:
@@ -151,10 +159,12 @@ class CachedFile:
         with self._cache.reading():
             if self._held[wanted].all():
                 self._held[wanted] = 2
-                copied: np.ndarray = sliding_window_view(self._content, length)[firsts_E]
-                return copied
-        futures = self._fetch([int(block) for block in wanted if not self._held[block]])
-        return np.stack([np.frombuffer(self._span(int(first), length, futures), np.uint8) for first in firsts_E])
+                return self._copied(firsts_E, length)
+        futures = self._fetch([int(block) for block in wanted if not self._held[block]], _NOW)
+        rows_EL = np.empty((len(firsts_E), length), np.uint8)
+        for row_L, first in zip(rows_EL, firsts_E, strict=True):
+            self._fill_row(row_L, int(first), futures)
+        return rows_EL
 
     def ahead(self, firsts_E: np.ndarray, length: int) -> None:
         """Begin to fetch what these spans will need."""
@@ -162,7 +172,7 @@ class CachedFile:
         wanted = np.unique(np.concatenate([firsts_E, firsts_E + length - 1]) // BLOCK)
         absent = wanted[self._held[wanted] == 0]
         if len(absent) and len(self._coming) < _AHEAD:
-            self._fetch([int(block) for block in absent[:_AHEAD]])
+            self._fetch([int(block) for block in absent[:_AHEAD]], _SOON)
 
     def complete(self) -> bool:
         return bool(self._held.all())
@@ -170,12 +180,16 @@ class CachedFile:
     def fill(self) -> None:
         """Fetch the file from its beginning, until all is here or the cache is full."""
         self._start()
-        for first in range(0, len(self._index), RUN * THREADS):
-            absent = [block for block in range(first, min(first + RUN * THREADS, len(self._index))) if not self._held[block]]
+        coming: deque[Future[dict[int, Frame]]] = deque()
+        for first in range(0, len(self._index), RUN):
             if self._cache.full:
-                return
-            for future in set(self._fetch(absent).values()):
-                future.result()
+                break
+            absent = [block for block in range(first, min(first + RUN, len(self._index))) if not self._held[block]]
+            coming.extend(dict.fromkeys(self._fetch(absent, _SOMETIME).values()))
+            while len(coming) > 2 * THREADS:
+                coming.popleft().result()
+        for future in coming:
+            future.result()
 
     def _fill_alone(self) -> None:
         """Fill, if no other process does; take over from one that is gone. What fails here, fails again for whoever reads."""
@@ -187,25 +201,35 @@ class CachedFile:
             time.sleep(_TAKE_OVER)
         os.close(lock)
 
-    def _span(self, first: int, length: int, futures: dict[int, Future[dict[int, bytes]]]) -> bytes:
-        """Bytes out of one block or several, wherever each is."""
-        parts = []
-        for block in range(first // BLOCK, (first + length - 1) // BLOCK + 1):
-            low, high = max(first - block * BLOCK, 0), min(first + length - block * BLOCK, BLOCK)
-            parts.append(self._piece(block, low, high, futures))
-        return b"".join(parts)
+    def _copied(self, firsts_E: np.ndarray, length: int) -> np.ndarray:
+        """Spans of blocks that are all here."""
+        if length < _LONG:
+            gathered: np.ndarray = sliding_window_view(self._content, length)[firsts_E]
+            return gathered
+        rows_EL = np.empty((len(firsts_E), length), np.uint8)
+        for row_L, first in zip(rows_EL, firsts_E, strict=True):
+            os.preadv(self._file, [row_L.data], int(first))  # a fault a page of the map costs more than the copy
+        return rows_EL
 
-    def _piece(self, block: int, low: int, high: int, futures: dict[int, Future[dict[int, bytes]]]) -> bytes:
+    def _fill_row(self, row_L: np.ndarray, first: int, futures: dict[int, Future[dict[int, Frame]]]) -> None:
+        """A span out of one block or several, wherever each is."""
+        at = 0
+        for block in range(first // BLOCK, (first + len(row_L) - 1) // BLOCK + 1):
+            low, high = max(first - block * BLOCK, 0), min(first + len(row_L) - block * BLOCK, BLOCK)
+            self._fill_piece(row_L[at : at + high - low], block, low, futures)
+            at += high - low
+
+    def _fill_piece(self, piece: np.ndarray, block: int, low: int, futures: dict[int, Future[dict[int, Frame]]]) -> None:
         """A block that was here a moment ago may have lost its place: then it is fetched."""
-        while True:
-            if block in futures:
-                return self._awaited(futures[block])[block][low:high]
+        while block not in futures:
             with self._cache.reading():
                 if self._held[block]:
-                    return self._content[block * BLOCK + low : block * BLOCK + high].tobytes()
-            futures |= self._fetch([block])
+                    piece[:] = self._copied(np.array([block * BLOCK + low]), len(piece))[0]
+                    return
+            futures |= self._fetch([block], _NOW)
+        piece[:] = np.frombuffer(self._awaited(futures[block])[block], np.uint8, len(piece), low)
 
-    def _awaited(self, future: Future[dict[int, bytes]]) -> dict[int, bytes]:
+    def _awaited(self, future: Future[dict[int, Frame]]) -> dict[int, Frame]:
         while not wait([future], timeout=1).done:
             self._waiting(f"waits for {self._path.name} to be fetched")
         return future.result()
@@ -220,29 +244,29 @@ class CachedFile:
 
     def _serve(self) -> None:
         while True:
-            run, future = self._asked.get()
+            *_, run, future = self._asked.get()
             try:
                 future.set_result(self._fetch_run(run))
             except BaseException as error:
                 future.set_exception(error)
 
-    def _fetch(self, wanted: list[int]) -> dict[int, Future[dict[int, bytes]]]:
+    def _fetch(self, wanted: list[int], urgency: int) -> dict[int, Future[dict[int, Frame]]]:
         """Blocks on their way, those that were already with the rest; neighbours share a range."""
         with self._lock:
             fresh = [block for block in wanted if block not in self._coming]
             for run in _runs(fresh):
-                future: Future[dict[int, bytes]] = Future()
+                future: Future[dict[int, Frame]] = Future()
                 self._coming.update(dict.fromkeys(run, future))
-                self._asked.put((run, future))
+                self._asked.put((urgency, next(self._number), run, future))
             return {block: self._coming[block] for block in wanted}
 
-    def _fetch_run(self, run: range) -> dict[int, bytes]:
+    def _fetch_run(self, run: range) -> dict[int, Frame]:
         try:
             with self._alone(run):
-                here, absent = self._copied(run)
+                here, absent = self._brought(run)
                 if absent:
                     frames = self._frames(absent)
-                    fetched = {block: blocks.unpack(frame) for block, frame in frames.items()}
+                    fetched = {block: self._index.unpacked(block, frame) for block, frame in frames.items()}
                     self._publish(fetched)
                     here |= fetched
                 return here
@@ -251,15 +275,17 @@ class CachedFile:
                 for block in run:
                     self._coming.pop(block, None)
 
-    def _copied(self, run: range) -> tuple[dict[int, bytes], list[int]]:
+    def _brought(self, run: range) -> tuple[dict[int, Frame], list[int]]:
         """What another process brought meanwhile, and what is still to be fetched."""
         with self._cache.reading():
-            here = {block: self._content[block * BLOCK : (block + 1) * BLOCK].tobytes() for block in run if self._held[block]}
+            here: dict[int, Frame] = {
+                block: self._content[block * BLOCK : (block + 1) * BLOCK].tobytes() for block in run if self._held[block]
+            }
         return here, [block for block in run if block not in here]
 
-    def _frames(self, wanted: list[int]) -> dict[int, bytes]:
+    def _frames(self, wanted: list[int]) -> dict[int, Frame]:
         """Frames from the tier, or from home; those from home go to the tier."""
-        frames = self._from_tier(wanted)
+        frames: dict[int, Frame] = {**self._from_tier(wanted)}
         name = self._path.name
         for run in _runs([block for block in wanted if block not in frames]):
             found = self._homes.ask(lambda home, run=run: blocks.fetch(home, name, self._index, run.start, run.stop))  # type: ignore[misc]
@@ -268,8 +294,8 @@ class CachedFile:
             frames |= fetched
         return frames
 
-    def _from_tier(self, wanted: list[int]) -> dict[int, bytes]:
-        found: dict[int, bytes] = {}
+    def _from_tier(self, wanted: list[int]) -> dict[int, Frame]:
+        found: dict[int, Frame] = {}
         with self._tier_trouble():
             for block in wanted if self._tier_serves() else ():
                 frame = self._tier.find(self._index.checksum(block))  # type: ignore[union-attr]
@@ -277,10 +303,10 @@ class CachedFile:
                     found[block] = frame
         return found
 
-    def _to_tier(self, frames: dict[int, bytes]) -> None:
+    def _to_tier(self, frames: dict[int, Frame]) -> None:
         with self._tier_trouble():
             for block, frame in frames.items() if self._tier_serves() else ():
-                self._tier.write(self._index.checksum(block), frame)  # type: ignore[union-attr]
+                self._tier.write(self._index.checksum(block), bytes(frame))  # type: ignore[union-attr]
 
     def _tier_serves(self) -> bool:
         return self._tier is not None and time.monotonic() >= self._tier_rests_until
@@ -296,13 +322,13 @@ class CachedFile:
             if not known:
                 self._homes.tell(f"{error}; going on without this cache for a while")
 
-    def _publish(self, fetched: dict[int, bytes]) -> None:
+    def _publish(self, fetched: dict[int, Frame]) -> None:
         with self._cache.changing():
             new = [block for block in fetched if not self._held[block]]
             self._cache.take(len(new))
-            for block in new:
-                os.pwrite(self._file, fetched[block], block * BLOCK)  # seen through the map at once, and without a fault a page
-                self._held[block] = 2
+            for run in _runs(new):
+                _write(self._file, [fetched[block] for block in run], run.start * BLOCK)
+                self._held[run.start : run.stop] = 2
 
     @contextlib.contextmanager
     def _alone(self, run: range) -> Iterator[None]:
@@ -322,6 +348,12 @@ def _runs(wanted: list[int]) -> Iterator[range]:
         if place == len(wanted) or wanted[place] != wanted[place - 1] + 1 or place - start == RUN:
             yield range(wanted[start], wanted[place - 1] + 1)
             start = place
+
+
+def _write(file: int, parts: list[Frame], first: int) -> None:
+    """In one call; seen through the map at once, and without a fault a page. Raises OSError."""
+    if os.pwritev(file, parts, first) != sum(map(len, parts)):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _mapped(path: Path, size: int) -> np.ndarray:

@@ -80,18 +80,37 @@ class ObjectStore(Store):
 
 
 class S3Store(ObjectStore):
-    """Amazon's S3 and what speaks its language: AWS_ENDPOINT_URL or ~/.aws/config names another endpoint."""
+    """Amazon's S3 and what speaks its language: AWS_ENDPOINT_URL or ~/.aws/config names another endpoint.
+
+    Contents are read by botocore, on which s3fs stands: in threads of who reads, where s3fs has one loop for all of a process.
+    """
 
     def _opened(self) -> Any:
         return self._s3()
 
-    def _s3(self, **options: Any) -> Any:
+    def _s3(self, endpoint: str | None = None, key: str | None = None, secret: str | None = None) -> Any:
+        import botocore.session
         import s3fs
+        from botocore.config import Config
 
         waiting = {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS, "retries": {"max_attempts": 1}}
-        files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=waiting, **options)
+        known = {"endpoint_url": endpoint, "key": key, "secret": secret}
+        files = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs=waiting, **known)
         files.retries = 1  # plait.store.patience tries again, and says so
+        session, who = botocore.session.get_session(), {"aws_access_key_id": key, "aws_secret_access_key": secret}
+        self._client = session.create_client("s3", endpoint_url=endpoint, config=Config(**waiting), **who)
         return files
+
+    def _read(self, name: str, first: int, end: int | None) -> bytes:
+        bucket, _, key = self._path(name).partition("/")
+        part = {"Range": f"bytes={first}-{'' if end is None else end - 1}"} if first or end is not None else {}
+        try:
+            content: bytes = self._client.get_object(Bucket=bucket, Key=key, **part)["Body"].read()
+        except Exception as error:
+            if _code(error) in _BEHIND_THE_END:
+                return b""
+            raise
+        return content
 
     def _create(self, name: str, content: bytes) -> bool:
         try:
@@ -115,7 +134,7 @@ class AlluxioStore(S3Store):
 
     def _opened(self) -> Any:
         endpoint = f"http://{self.location.host}:{self.location.port or _ALLUXIO_PORT}/api/v1/s3"
-        return self._s3(endpoint_url=endpoint, key=os.environ.get("ALLUXIO_USER") or os.environ.get("USER") or "plait", secret="-")
+        return self._s3(endpoint, key=os.environ.get("ALLUXIO_USER") or os.environ.get("USER") or "plait", secret="-")
 
     def _create(self, name: str, content: bytes) -> bool:
         if self._stat(name) is not None:
@@ -153,7 +172,7 @@ class HubStore(ObjectStore):
     def _opened(self) -> Any:
         from huggingface_hub import HfFileSystem
 
-        return HfFileSystem(use_listings_cache=False, skip_instance_cache=True)
+        return HfFileSystem(endpoint=os.environ.get("HF_ENDPOINT"), skip_instance_cache=True)
 
     def _write(self, name: str, content: bytes) -> None:
         raise StorageError(f"{self.url(name)}: the hub is read here, not written; use hf upload")
@@ -168,11 +187,12 @@ class HubStore(ObjectStore):
         self._write(name, b"")
 
     def _kind(self, error: Exception) -> trouble.Kind | None:
-        named = type(error).__name__
-        if named in ("RepositoryNotFoundError", "RevisionNotFoundError"):
-            return "no container"
-        if named == "GatedRepoError":
+        """Its client tells of a repository that is not there as of a file, with the reason behind."""
+        named = {type(error).__name__, type(error.__cause__).__name__}
+        if "GatedRepoError" in named:
             return "denied"
+        if named & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
+            return "no container"
         status = getattr(getattr(error, "response", None), "status_code", None)
         return {401: "refused", 403: "denied"}.get(status)  # type: ignore[return-value, arg-type]
 

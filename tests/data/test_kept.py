@@ -84,7 +84,7 @@ def test_a_cache_that_is_wiped_is_filled_again(near: Prepared, far: spec.Data, t
     same_batches(near, Prepared.open(prepared.folder, far))
 
 
-def test_the_backup_is_read_where_the_home_is_gone(
+def test_the_backup_is_read_where_the_home_is_gone_which_is_then_written_again(
     near: Prepared, far: spec.Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     far = far.model_copy(update={"backup": str(tmp_path / "backup")})
@@ -94,7 +94,25 @@ def test_the_backup_is_read_where_the_home_is_gone(
     stages: list[str] = []
     same_batches(near, prepare.prepare(far, listener=lambda progress: stages.append(progress.stage)))
     assert "tokenising" not in stages
-    assert "there is nothing of that name; reading the backup" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "there is nothing of that name; reading the backup" in told
+    assert "is missing; writing it back from the backup" in told
+    assert ": is there again\n" in told
+    shutil.rmtree(tmp_path / "backup")
+    shutil.rmtree(tmp_path / "cache")
+    same_batches(near, prepare.prepare(far.model_copy(update={"backup": None}), listener=lambda progress: stages.append(progress.stage)))
+    assert "tokenising" not in stages
+
+
+def test_a_home_that_may_not_be_written_to_is_left_alone(
+    near: Prepared, far: spec.Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    far = far.model_copy(update={"backup": str(tmp_path / "backup")})
+    prepare.prepare(far)
+    shutil.rmtree(tmp_path / "home")
+    (tmp_path / "home").write_text("a file stands where the folder was")
+    same_batches(near, prepare.prepare(far))
+    assert "is left as it is until the next start" in capsys.readouterr().err
 
 
 @pytest.mark.slow

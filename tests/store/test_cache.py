@@ -83,6 +83,27 @@ def test_any_span_is_what_was_kept(tmp_path: Path, home: Store, content: bytes, 
     check(cached, content, np.array([0, SIZE - length, BLOCK - 1, BLOCK]), length)
 
 
+@pytest.mark.parametrize("compress", [True, False])
+def test_a_block_that_is_not_packed_or_would_not_be_shorter_is_kept_as_it_is(tmp_path: Path, content: bytes, compress: bool) -> None:
+    content = np.random.default_rng(1).bytes(SIZE) if compress else content
+    (tmp_path / "tokens").write_bytes(content)
+    home = store.at(str(tmp_path / "home"))
+    blocks.keep(home, tmp_path, ["tokens"], compress)
+    assert home.read("tokens.blocks") == content
+    check(opened(tmp_path, home, Homes([home])), content, spans(9, 3 * BLOCK), 3 * BLOCK)
+    blocks.download(home, "tokens", blocks.read_files(home)["tokens"], tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == content
+
+
+def test_what_is_waited_for_is_fetched_before_what_fills_the_cache(tmp_path: Path, home: Store) -> None:
+    cached = opened(tmp_path, home, Homes([home]))
+    cached._start = lambda: None  # type: ignore[method-assign]
+    cached._fetch([0, 1], 2)
+    cached.ahead(np.array([9 * BLOCK]), 10)
+    cached._fetch([4], 0)
+    assert [list(cached._asked.get()[2]) for _ in range(3)] == [[4], [9], [0, 1]]
+
+
 def test_the_cache_stays_within_its_bounds_on_the_disk(tmp_path: Path, home: Store, content: bytes) -> None:
     cached = opened(tmp_path, home, Homes([home]), 6)
     for seed in range(12):
