@@ -20,6 +20,7 @@ STARTED = {
     "mongodb": servers.mongodb,
     "cassandra": servers.cassandra,
     "hdfs": servers.hadoop,
+    "hf": servers.hub,
 }
 
 

@@ -125,23 +125,33 @@ def memcached(folder: Path, *more: str) -> Server:
 
 ADMIN = {"accessKey": "plaitadmin", "secretKey": "plaitsecret"}
 READER = {"accessKey": "plaitreader", "secretKey": "readersecret"}
+_IDENTITIES = [
+    {"name": "admin", "credentials": [ADMIN], "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
+    {"name": "reader", "credentials": [READER], "actions": ["Read", "List"]},
+]
 
 
-def seaweed(folder: Path) -> Server:
-    """SeaweedFS as S3, with a bucket "plait", who may do all, and who may only read."""
+def seaweed(folder: Path, fixed: bool = True) -> Server:
+    """SeaweedFS as S3, with a bucket "plait", who may do all, and who may only read; or, not `fixed`, whom `admit` lets in."""
     path = program("weed")
     version = version_of([path, "version"], lambda text: text.split()[2])
-    identities = [
-        {"name": "admin", "credentials": [ADMIN], "actions": ["Admin", "Read", "Write", "List", "Tagging"]},
-        {"name": "reader", "credentials": [READER], "actions": ["Read", "List"]},
-    ]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    (folder / "s3.json").write_text(json.dumps({"identities": _IDENTITIES}))
     ports = {name: free_port() for name in ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")}
     chosen = [f"-{name.partition('.')[0]}.port{'.grpc' if '.' in name else ''}={port}" for name, port in ports.items()]
     command = [path, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=8"]
-    command += ["-s3", f"-s3.config={folder}/s3.json", "-s3.port.iceberg=0", "-s3.port.lance=0", *chosen]
+    command += ["-s3", *([f"-s3.config={folder}/s3.json"] if fixed else []), "-s3.port.iceberg=0", "-s3.port.lance=0", *chosen]
     environment = s3_environment(f"http://127.0.0.1:{ports['s3']}", ADMIN)
     return Server("SeaweedFS", version, "s3://plait/store", environment, command, folder, lambda: make_bucket(environment))
+
+
+def admit(server: Server, admitted: bool = True) -> None:
+    """Let who may do all into a `seaweed(folder, fixed=False)`, or no longer, while it runs."""
+    ports = dict(word[1:].split("=") for word in server.command if ".port" in word)
+    master, filer = (f"127.0.0.1:{ports[f'{name}.port']}.{ports[f'{name}.port.grpc']}" for name in ("master", "filer"))
+    who = f"-access_key={ADMIN['accessKey']} -secret_key={ADMIN['secretKey']} -actions=Admin,Read,Write,List" if admitted else "-delete"
+    told = f"s3.configure -user=admin {who} -apply\n"
+    command = [server.command[0], "shell", f"-master={master}", f"-filer={filer}"]
+    subprocess.run(command, input=told, text=True, cwd=server.folder, capture_output=True, check=True, timeout=PATIENCE)
 
 
 def s3_environment(endpoint: str, who: dict[str, str]) -> dict[str, str]:
@@ -274,6 +284,16 @@ def cassandra(folder: Path, *who: str) -> Server:
 def alluxio(folder: Path, endpoint: str, key: str, secret: str) -> Server:
     """Alluxio's S3 door, doubled: a proxy with a path before S3's, in front of a real S3 server."""
     return _double(folder, "alluxio", "S3 proxy double", "alluxio://127.0.0.1:{port}/plait/store", endpoint, key, secret)
+
+
+TOKEN = "hf_double_token"
+
+
+def hub(folder: Path) -> Server:
+    """The Hugging Face hub, doubled; a folder OWNER/NAME in `folder` is a data set."""
+    server = _double(folder, "hub", "hub double", "hf://datasets/plait/store", str(folder), TOKEN)
+    server.environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.command[3]}", "HF_TOKEN": TOKEN}
+    return server
 
 
 def _double(folder: Path, module: str, name: str, url: str, *arguments: str) -> Server:

@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "storage.md"
 BEGIN, END = "<!-- support -->\n", "<!-- /support -->\n"
 OPERATIONS = ["write", "read", "range", "stat", "list", "create", "upload", "delete"]
 HEAD = f"| system | server | {' | '.join(OPERATIONS)} |\n|{'---|' * (len(OPERATIONS) + 2)}\n"
-ORDER = ["file", "memory", "s3", "gs", "hdfs", "webhdfs", "alluxio", "mongodb", "cassandra", "redis", "memcached"]
+ORDER = ["file", "memory", "s3", "gs", "hdfs", "webhdfs", "alluxio", "mongodb", "cassandra", "redis", "memcached", "hf"]
 
 
 def compare(system: str, server: str, home: Store, checked: list[Checked]) -> None:
