@@ -33,6 +33,10 @@ class Hashes:
             self._remember(known)
         return {path: known[keys[path]] for path in paths}
 
+    def knows(self, path: Path) -> bool:
+        """Whether the file need not be read to tell its checksum."""
+        return path.exists() and _key(path) in self._remembered()
+
     def _remembered(self) -> dict[str, str]:
         try:
             known = json.loads(self._path.read_bytes())

@@ -67,13 +67,16 @@ def _prepared(data: spec.Data, here: spec.Data, found: list[Source], prepared: P
     _sum(prepared, found, listener)
     folder = prepared / _request(here, found, Hashes(prepared))
     if (ready := _opened(data, folder.name)) is not None:
+        fetched.bound(data, prepared, sources.paths(found))
         return ready
     with durable.locked(prepared / f"{folder.name}.lock"):
         if not folder.exists():
+            fetched.here(data, prepared, whole=True)
             Preparation(here, found, folder, listener).run(lambda: _request(here, found, Hashes(prepared)) == folder.name)
         kept.keep(data, folder)
     made = _opened(data, folder.name)
     assert made is not None
+    fetched.bound(data, prepared, sources.paths(found))
     return made
 
 
@@ -113,7 +116,10 @@ def _besides(data: spec.Data, found: list[Source], hashes: Hashes) -> list[Any]:
     settings: dict[str, Any] = {"split": split, "numeric": data.numeric, "largest": data.largest}
     if data.chat is not None:
         settings["chat"] = [data.chat.model_dump(exclude={"template", "pack"}), chat.template_of(data.chat)]
-    settings |= {"broken": None if data.broken == "fail" else data.broken, "clean": data.clean and data.clean.model_dump()}
+    settings |= {
+        "broken": None if data.broken == "fail" else data.broken,
+        "clean": data.clean and data.clean.model_dump(exclude={"against"}),
+    }
     if data.clean is not None and data.clean.against:
         settings["against"] = sorted(hashes.of([file.path for file in sources.files(data.clean.against)]).values())
     if any(file.split for file in sources.every_file(found)):

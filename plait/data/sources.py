@@ -11,7 +11,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plait import spec
-from plait.data import chat, streams
+from plait.data import chat, saved, streams
 from plait.data.broken import Unusable, refuse
 from plait.errors import DataError
 
-Format = Literal["text", "jsonl", "parquet", "bin"]
-_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".bin": "bin"}
+Format = Literal["text", "jsonl", "parquet", "arrow", "bin"]
+_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".bin": "bin"}
+_BATCH = 1024  # rows
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def resolve(data: spec.Data) -> list[Source]:
     found = [Source("corpus", 1.0, _files(plain, None))] if plain else []
     for entry in data.corpus:
         if isinstance(entry, spec.Source):
-            files_ = [replace(file, split=entry.split) for file in _files([entry.path], entry.format)]
+            files_ = [replace(file, split=entry.split or file.split) for file in _files([entry.path], entry.format)]
             found.append(Source(entry.name or entry.path, entry.weight, files_))
     _check_binary(found, data)
     names = [source.name for source in found]
@@ -117,8 +118,8 @@ def documents(
     """
     if file.format == "jsonl":
         items = _jsonl(file.path, data, on_read)
-    elif file.format == "parquet":
-        items = _parquet(file.path, data, on_read)
+    elif file.format in ("parquet", "arrow"):
+        items = _table(file.path, file.format, data, on_read)
     else:
         items = _plain(file.path, data, on_read)
     for item in _to_its_end(file.path, items):
@@ -153,23 +154,26 @@ def _printable(path: Path, document: Document) -> Item:
 
 def _files(patterns: list[str], named: Format | None) -> list[SourceFile]:
     """Each file once: patterns in the order given, the files of a pattern sorted."""
-    paths = dict.fromkeys(path for pattern in patterns for path in _matches(pattern))
-    return [SourceFile(Path(path), named or _format(path)) for path in paths]
+    paths = dict(match for pattern in patterns for match in _matches(pattern))
+    return [SourceFile(Path(path), named or _format(path), split) for path, split in paths.items()]
 
 
-def _matches(pattern: str) -> list[str]:
+def _matches(pattern: str) -> list[tuple[str, str | None]]:
+    """Files, and of those of a saved data set the split that they are of."""
     if "://" in pattern:
         raise DataError(f"data.corpus: {pattern} is a URL, which is not read yet; copy it here and name the file")
     expanded = os.path.expanduser(pattern)
     if os.path.isfile(expanded):
-        return [expanded]
+        return [(expanded, None)]
     if os.path.isdir(expanded):
+        if saved.is_saved(Path(expanded)):
+            return [(str(path), split) for path, split in saved.files(Path(expanded))]
         raise DataError(f"data.corpus: {pattern} is a folder; name its files, for example {pattern.rstrip('/')}/*.txt")
     found = sorted(path for path in glob.glob(expanded, recursive=True) if os.path.isfile(path))
     if not found:
         what = "no file matches it" if glob.has_magic(expanded) else "there is no such file"
         raise DataError(f"data.corpus: {pattern}: {what} (looked from {os.getcwd()})")
-    return found
+    return [(path, None) for path in found]
 
 
 def _format(path: str) -> Format:
@@ -266,24 +270,51 @@ def _checked(place: str, field: str, value: Any) -> str:
     return value
 
 
-def _parquet(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
+def _table(path: Path, format_: Format, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
+    """The rows of Parquet or Arrow, a batch at a time."""
     try:
         import pyarrow
-        import pyarrow.parquet as pq
     except ImportError:
-        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install 'plait[parquet]'") from None
+        raise DataError(f"{path}: reading {format_.title()} needs pyarrow: pip install 'plait[parquet]'") from None
     try:
-        table = pq.ParquetFile(_parquet_bytes(path))
-        columns = _columns(path, table.schema_arrow.names, data)
         number = 0
-        for group in range(table.num_row_groups):
-            for batch in table.iter_batches(batch_size=1024, columns=columns, row_groups=[group]):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield _parquet_row(f"{path}, row {number}", number, row, data)
-            on_read(path.stat().st_size // table.num_row_groups)
+        for rows in (_parquet if format_ == "parquet" else _arrow)(path, data, on_read):
+            for row in rows:
+                number += 1
+                yield _table_row(f"{path}, row {number}", number, row, data)
     except (pyarrow.ArrowException, OSError) as error:
-        raise Unusable(str(path), "broken Parquet", f"is no Parquet file or a broken one: {error}") from None
+        raise Unusable(str(path), f"broken {format_.title()}", f"is no {format_.title()} file or a broken one: {error}") from None
+
+
+def _parquet(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(_bytes(path) if path.suffix in streams.COMPRESSIONS else str(path))
+    columns = _columns(path, table.schema_arrow.names, data)
+    for group in range(table.num_row_groups):
+        for batch in table.iter_batches(batch_size=_BATCH, columns=columns, row_groups=[group]):
+            yield batch.to_pylist()
+        on_read(path.stat().st_size // table.num_row_groups)
+
+
+def _arrow(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
+    """A stream of record batches, as datasets writes, or a file of them, as Feather is."""
+    import pyarrow as pa
+
+    content = pa.BufferReader(_bytes(path).getbuffer()) if path.suffix in streams.COMPRESSIONS else pa.memory_map(str(path))
+    batches: Iterable[Any]
+    if content.read(len(_ARROW)) == _ARROW:
+        file = pa.ipc.open_file(content)
+        schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
+    else:
+        content.seek(0)
+        schema, batches = (stream := pa.ipc.open_stream(content)).schema, stream
+    columns, read = _columns(path, schema.names, data), 0
+    for batch in batches:
+        for first in range(0, batch.num_rows, _BATCH):
+            yield batch.select(columns).slice(first, _BATCH).to_pylist()
+        read, before = min(path.stat().st_size, read + batch.nbytes), read
+        on_read(read - before)
 
 
 def _columns(path: Path, names: list[str], data: spec.Data) -> list[str]:
@@ -298,7 +329,7 @@ def _columns(path: Path, names: list[str], data: spec.Data) -> list[str]:
     return list(dict.fromkeys([data.field, *data.needed_fields.values()]))
 
 
-def _parquet_row(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Item:
+def _table_row(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Item:
     if data.chat is not None:
         return _usable(place, b"", data, lambda: _conversation(place, number, row, data))
     value = row[data.field]
@@ -306,6 +337,9 @@ def _parquet_row(place: str, number: int, row: dict[str, Any], data: spec.Data) 
     return _usable(place, raw, data, lambda: Document(_checked(place, data.field, value), number, _fields(place, row, data)))
 
 
-def _parquet_bytes(path: Path) -> Any:
-    """Parquet is read at random places: one that is compressed as a whole is unpacked in memory first."""
-    return io.BytesIO(b"".join(streams.read(path))) if path.suffix in streams.COMPRESSIONS else str(path)
+def _bytes(path: Path) -> io.BytesIO:
+    """Tables are read at random places: one that is compressed as a whole is unpacked in memory first."""
+    return io.BytesIO(b"".join(streams.read(path)))
+
+
+_ARROW = b"ARROW1"

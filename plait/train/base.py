@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import spec
-from plait.data import chat, vocabulary
+from plait.data import chat, fetched, kept, vocabulary
 from plait.data import tokenizer as tokenizers
 from plait.errors import CheckpointError, RunFileError
 from plait.train import manifest
@@ -214,7 +214,8 @@ def _tokenizer(run: spec.Run, found: _Found) -> dict[str, Any]:
     given = run.data.tokenizer
     if "tokenizer" in run.data.model_fields_set:
         fingerprint = vocabulary.fingerprint(file, pattern)
-        if given.file is None or vocabulary.fingerprint(Path(given.file), given.pattern) != fingerprint:
+        here = given if given.file is None else fetched.tokenizer(given, kept.place(run.data))
+        if here.file is None or vocabulary.fingerprint(Path(here.file), here.pattern) != fingerprint:
             raise RunFileError(f"data.tokenizer: is not the one that the model in {_named(run)} was trained with; leave it out")
     return {"file": str(file)} | ({} if pattern is None else {"pattern": pattern})
 

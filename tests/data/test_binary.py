@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plait import spec
+from plait import spec, store
 from plait.data import prepare
 from plait.data.tokenizer import Tokenizer
 from plait.data.tokens import SPLITS, Prepared
@@ -63,6 +63,22 @@ def test_token_files_give_the_documents_that_their_texts_gave(tmp_path: Path, re
     assert sorted(text for split in SPLITS for text in texts_of(prepared, split)) == sorted(documents(80))
     assert prepared.bytes_per_token() == pytest.approx(prepare.prepare(ready).bytes_per_token())
     assert len(prepared.records()) == 80
+
+
+def test_a_token_file_comes_from_elsewhere_with_its_index_and_its_tokenizer(tmp_path: Path, ready: spec.Data) -> None:
+    here = asked(tmp_path, ready, megatron)
+    home = store.at("memory://token-files")
+    for name in ("a.bin", "a.idx"):
+        home.write(name, (tmp_path / name).read_bytes())
+    home.write("tokenizer.json", Path(str(here.tokenizer.file)).read_bytes())
+    away = {"corpus": [home.url("*.bin")], "tokenizer": spec.Tokenizer(file=home.url("tokenizer.json"))}
+    far = here.model_copy(update={**away, "prepared": str(tmp_path / "far")})
+    assert prepare.prepare(far).fingerprint == prepare.prepare(here).fingerprint
+    home.delete("a.idx")
+    assert prepare.find(far) is None, "the index is gone with what it told"
+    home.delete("tokenizer.json")
+    with pytest.raises(DataError, match=r"data\.tokenizer\.file: memory://token-files/tokenizer\.json: there is no such file"):
+        prepare.prepare(far)
 
 
 def test_files_made_for_a_split_go_there(tmp_path: Path, ready: spec.Data) -> None:

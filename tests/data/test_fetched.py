@@ -58,6 +58,24 @@ def test_what_changed_is_fetched_again_and_what_is_gone_is_left_out(
     assert [path.parent.name for path in sorted(tmp_path.glob(str(Path(str(pattern)).relative_to(tmp_path))))] == ["b0", "b1", "b3"]
 
 
+def test_what_is_prepared_is_let_go_beyond_its_bound_and_fetched_again_when_it_is_read_again(home: store.Store, tmp_path: Path) -> None:
+    def taken() -> int:
+        return sum(path.stat().st_blocks > 0 for path in tmp_path.glob("prepared/fetched/memory/**/*.jsonl"))
+
+    one = len(home.read("a/b0/part.jsonl")) / 2**30
+    data = settings(tmp_path, home.url("a/**/*.jsonl"), fetched_gib=1.5 * one)
+    prepared = prepare.prepare(data)
+    assert taken() == 1
+    assert prepare.prepare(data).fingerprint == prepared.fingerprint
+    assert taken() == 1, "what is prepared is known without its text"
+    other = data.model_copy(update={"tokenizer": spec.Tokenizer(train=270)})
+    alone = settings(tmp_path / "alone", home.url("a/**/*.jsonl")).model_copy(update={"tokenizer": spec.Tokenizer(train=270)})
+    assert prepare.prepare(other).fingerprint == prepare.prepare(alone).fingerprint
+    assert taken() == 1
+    (tmp_path / "prepared" / "hashes.json").unlink()
+    assert prepare.prepare(data).fingerprint == prepared.fingerprint
+
+
 def test_a_mistake_is_told_by_its_url(home: store.Store, tmp_path: Path) -> None:
     home.write("broken.jsonl", b'{"text": "fine"}\nnot json\n')
     with pytest.raises(DataError, match=rf"^{home.url('broken.jsonl')}:2: is not JSON"):

@@ -148,3 +148,64 @@ def test_a_path_that_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=message):
         read(pattern)
+
+
+def save(folder: Path, *shards: list[str], **state: object) -> None:
+    """As datasets.save_to_disk does: Arrow streams, and what tells their order."""
+    import pyarrow as pa
+
+    folder.mkdir(parents=True)
+    names = [f"data-{number:05}-of-{len(shards):05}.arrow" for number in range(len(shards))]
+    for name, texts in zip(names, shards, strict=True):
+        table = pa.table({"label": list(range(len(texts))), "text": texts})
+        with pa.ipc.new_stream(folder / name, table.schema) as stream:
+            stream.write_table(table, max_chunksize=3)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names], **state}))
+
+
+def saved_dict(folder: Path, **splits: list[str]) -> None:
+    for name, texts in splits.items():
+        save(folder / name, texts)
+    (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+
+
+def documents_of(data: spec.Data) -> list[tuple[str, str | None]]:
+    return [
+        (document.text, file.split)
+        for source in sources.resolve(data)
+        for file in source.files
+        for document in sources.documents(file, data)
+    ]
+
+
+def test_a_folder_that_datasets_saved_is_a_corpus(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(12)]
+    save(tmp_path / "one", texts[:7], texts[7:])
+    assert documents_of(spec.Data(corpus=[str(tmp_path / "one")])) == [(text, None) for text in texts]
+    saved_dict(tmp_path / "lone", train=texts)
+    assert documents_of(spec.Data(corpus=[str(tmp_path / "lone")])) == [(text, None) for text in texts]
+    saved_dict(tmp_path / "all", train=texts[:8], validation=texts[8:10], test=texts[10:])
+    told = [(text, split) for split, part in {"train": texts[:8], "validation": texts[8:10], "test": texts[10:]}.items() for text in part]
+    assert documents_of(spec.Data(corpus=[str(tmp_path / "all")])) == told
+    assert documents_of(spec.Data(corpus=[str(tmp_path / "one" / "data-00001-of-00002.arrow")])) == [(text, None) for text in texts[7:]]
+
+
+def test_a_folder_that_datasets_saved_and_that_is_not_whole_is_told_so(tmp_path: Path) -> None:
+    saved_dict(tmp_path / "strange", train=["a"], unsupervised=["b"])
+    save(tmp_path / "chosen", ["a"], _indices_data_files=[{"filename": "indices.arrow"}])
+    save(tmp_path / "lacking", ["a"], ["b"])
+    (tmp_path / "lacking" / "data-00001-of-00002.arrow").unlink()
+    save(tmp_path / "broken", ["a" * 4000])
+    path = tmp_path / "broken" / "data-00000-of-00001.arrow"
+    path.write_bytes(path.read_bytes()[:2000])
+    for folder, message in {
+        "strange": "holds a split 'unsupervised', and those known here are train, validation, test",
+        "chosen": r"call flatten_indices\(\) and save_to_disk\(\) again",
+        "lacking": "data-00001-of-00002.arrow: is missing, and state.json beside it names it",
+        "broken": "is no Arrow file or a broken one",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            documents_of(spec.Data(corpus=[str(tmp_path / folder)]))
+    save(tmp_path / "other", ["a"])
+    with pytest.raises(DataError, match=r"has no column 'body'; its columns are label, text; set data\.field"):
+        documents_of(spec.Data(corpus=[str(tmp_path / "other")], field="body"))
