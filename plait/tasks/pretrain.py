@@ -229,6 +229,7 @@ class Start:
         if prepared.template_file is not None:
             shutil.copy(prepared.template_file, folder.path)
         folder.keep(beside(run))
+        _bring_journal(folder, home)
         history = journal.read(folder.journal)
         found = restore(folder.checkpoints, home, history)
         self._found, resume = found.told, found.checkpoint
@@ -338,6 +339,13 @@ def _second_home(run: spec.Run, folder: Folder, prepared: Prepared) -> Home | No
     with suppress(StorageFailed):  # one that does not answer now may not be needed: restore says so
         check_owner(home, url, run.identity(), prepared.fingerprint)
     return home
+
+
+def _bring_journal(folder: Folder, home: Home | None) -> None:
+    """A folder that is new to a run which has a second home goes on with the journal that is there: it tells which checkpoints are void."""
+    if home is not None and not folder.journal.exists():
+        with suppress(StorageFailed):  # whether it is needed, restore says
+            home.fetch_journal(folder.journal)
 
 
 def _checkpoint_bytes(run: spec.Run, prepared: Prepared) -> int:

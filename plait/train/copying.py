@@ -5,8 +5,9 @@
     {"finish": true}  end when it is copied  {"failed": 400, "why": "..."}   told once; it is tried again, or a newer one instead
     end of file       end at once
 
-It has a process of its own, of low priority, so that it takes nothing of the training but cores that are idle. What it copies it holds by
-hard links meanwhile: checkpoints may come and go faster than they are copied. Of several that wait, the newest is copied.
+The run's journal goes there with each. It has a process of its own, of low priority, so that it takes nothing of the training but cores
+that are idle. What it copies it holds by hard links meanwhile: checkpoints may come and go faster than they are copied. Of several that
+wait, the newest is copied.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, TextIO
 
 from plait.errors import CheckpointError, PlaitError, StorageError
 from plait.train import manifest
-from plait.train.home import Home
+from plait.train.home import JOURNAL, Home
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 20.0, 60.0)
 """Seconds before another attempt; the last from then on."""
@@ -45,6 +46,7 @@ class Copying:
         waits: tuple[float, ...] = WAITS,
     ) -> None:
         self._home, self._folder, self._keep, self._rate = home, folder, keep, rate
+        self._journal = folder.parent / JOURNAL
         self._tell = tell
         self._waits = waits
         self._changed = threading.Condition()
@@ -68,8 +70,10 @@ class Copying:
                 self._changed.wait_for(lambda: self._wanted is not None or self._finishing)
                 step, self._wanted = self._wanted, None
             if step is None:
-                return
+                break
             self._bring(step)
+        with suppress(PlaitError, OSError):  # the next start copies what is missing
+            self._home.copy_journal(self._journal)
 
     def _bring(self, step: int) -> None:
         """Try until it is there, or another is wanted, or trying is of no use."""
@@ -104,6 +108,7 @@ class Copying:
         """And whether it was not complete there before."""
         held = manifest.hold(self._folder / manifest.name(step))
         try:
+            self._home.copy_journal(self._journal)  # it tells of this checkpoint already
             whole, sent = manifest.read(held), self._home.copy(held, self._pace())
         finally:
             shutil.rmtree(held, ignore_errors=True)

@@ -4,6 +4,7 @@
       copying.json                 while it is being copied: the manifest that it will have
       piece-0000-000.safetensors   each whole or not there
       manifest.json                created last: the checkpoint exists when it does
+    URL/events.jsonl               the run's journal, as it was when the last checkpoint was copied, and when the run ended
 
 A copy that was cut short goes on where it was: pieces of the size that copying.json tells are there already. Going away, a checkpoint
 loses its manifest first.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from plait.train import manifest
 from plait.train.manifest import Manifest
 
 COPYING = "copying.json"
+JOURNAL = "events.jsonl"
 _READ = 8 << 20
 _AT_ONCE = 4  # pieces on their way
 
@@ -102,6 +105,19 @@ class Home:
             self._send(path, whole, content, sent)
         self._at.delete(_name(whole.step, COPYING))
         return standing != content
+
+    def copy_journal(self, path: Path) -> None:
+        """Put a journal here as it is now: it may be growing, and who opens it drops a line that is cut short."""
+        with tempfile.NamedTemporaryFile(prefix="plait-journal-") as still, suppress(FileNotFoundError):
+            shutil.copyfile(path, still.name)
+            self._at.upload(Path(still.name), JOURNAL)
+
+    def fetch_journal(self, path: Path) -> bool:
+        """Bring the journal of the checkpoints that are here; whether there is one."""
+        if not self.steps() or self._at.stat(JOURNAL) is None:
+            return False  # without checkpoints nothing tells whose it is
+        self._at.download(JOURNAL, path)
+        return True
 
     def prune(self, step: int, keep: int) -> None:
         """Remove all but the `keep` newest complete checkpoints up to `step`, and what was begun before it and never completed. What is of

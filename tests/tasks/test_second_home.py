@@ -91,8 +91,12 @@ def test_a_run_whose_disk_is_lost_goes_on_from_its_second_home(
     trainer(name, checkpoint__copy=str(copy), **layout)
     assert [event.step for event in trainer.of(name, events.Fetched)] == [step]
     assert trainer.of(name, events.Resumed)[0].from_step == step
+    assert steps_of(trainer.folder / name)[0].step == 1, "the journal came along"
     assert_goes_on(undisturbed, trainer.folder / name)
     assert Home.at(str(copy)).steps()[0] == 12
+    there_told, here_told = (copy / "events.jsonl").read_bytes(), (trainer.folder / name / "events.jsonl").read_bytes()
+    assert here_told.startswith(there_told)
+    assert b'"Saved"' in there_told[len((there / "events.jsonl").read_bytes()) :]
 
 
 def test_a_disk_that_lies_is_found_out_and_the_second_home_asked(
