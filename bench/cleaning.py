@@ -24,6 +24,7 @@ from plait.data import sources
 OURS, RATIO, MEMORY, FLAT = 0.85, 0.87, 800.0, 1.25
 BYTES = {"full": 1 << 30, "quick": 1 << 26, "tiny": 1 << 20}
 CLEANED = {"full": 1 << 26, "quick": 1 << 24, "tiny": 1 << 19}
+_LINES = 100_000
 
 PREPARE = """
 import json, os, sys
@@ -139,7 +140,8 @@ def _memory(place: Place, size: int) -> list[Figure]:
 
 
 def _corpus(place: Place, size: int) -> Path:
-    """Documents of the corpus' words by their frequency, so that no two are alike, of so many bytes."""
+    """Documents of so many bytes, each of lines out of a hundred thousand that are made of the corpus' words by their frequency: no two
+    documents are alike, and a GiB of them is written within seconds."""
     data = spec.Data(corpus=[place.corpus])
     words = [
         word
@@ -148,12 +150,13 @@ def _corpus(place: Place, size: int) -> Path:
         for word in document.text.split()
     ]
     chance = random.Random(1)
+    lines = [json.dumps(" ".join(chance.choices(words, k=60)))[1:-1] for _ in range(min(_LINES, size // 1000))]
     path = place.new("corpus", ".jsonl")
     written = 0
     with path.open("w", encoding="utf-8") as file:
         while written < size:
-            lines = [" ".join(chance.choices(words, k=60)) for _ in range(chance.randint(3, 12))]
-            written += file.write(json.dumps({"text": "\n".join(lines)}, ensure_ascii=False) + "\n")
+            text = "\\n".join(chance.choices(lines, k=chance.randint(3, 12)))
+            written += file.write(f'{{"text": "{text}"}}\n')
     return path
 
 

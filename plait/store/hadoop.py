@@ -188,7 +188,7 @@ class WebHadoopStore(_Renaming):
 
     def _kind(self, error: Exception) -> trouble.Kind | None:
         status = getattr(getattr(error, "response", None), "status_code", None)
-        return "refused" if status == 401 else None
+        return {401: "refused", 403: "denied"}.get(status)  # type: ignore[return-value, arg-type]
 
 
 def _entry(name: str, about: dict[str, Any]) -> Entry:

@@ -49,6 +49,24 @@ def test_a_missing_bucket_is_named() -> None:
         store.at("s3://absent/x").read("there", 0, 4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["hdfs", "webhdfs"])
+def test_hdfs_denies_what_belongs_to_another(system: str, park: Park, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hdfs_native
+
+    server = park(system)
+    for name, value in park("hdfs").environment.items():
+        monkeypatch.setenv(name, value)
+    store.at(f"{server.url}/owned").write("x", b"content")
+    hdfs_native.Client(park("hdfs").url.removesuffix("/store")).set_permission("/store/owned", 0o700)
+    monkeypatch.setenv("HADOOP_USER_NAME", "stranger")
+    home = store.at(f"{server.url}/owned")
+    with pytest.raises(StorageError, match="owned/x: permission denied: who asks may not read there"):
+        home.read("x")
+    with pytest.raises(StorageError, match="owned/y: permission denied: who asks may not write there"):
+        home.write("y", b"")
+
+
 @pytest.mark.parametrize("scheme", ["redis", "memcached"])
 def test_a_server_that_is_gone_failed_and_may_come_back(scheme: str) -> None:
     home = store.at(f"{scheme}://127.0.0.1:{servers.free_port()}")

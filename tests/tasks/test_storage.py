@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from plait import events, spec
 from plait.cluster.nursery import Nursery
-from plait.errors import UserError
+from plait.errors import StorageError, UserError
 from plait.store import at
 from plait.tasks.pretrain import train
 from tests.runs import differences, history_of, steps_of, tiny
@@ -97,6 +98,45 @@ def test_data_that_is_damaged_stops_the_run_clearly_and_it_resumes_once_it_is_me
         path.write_bytes(content)
     train(run, tmp_path / "far", nursery=nursery, quiet=True)
     assert_one_curve(local, tmp_path / "far")
+
+
+@pytest.mark.slow
+def test_credentials_that_are_revoked_stop_the_run_clearly_and_it_resumes_once_they_are_granted(
+    tmp_path: Path, corpus: Path, local: Path, nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server").mkdir()
+    with servers.running(servers.seaweed(tmp_path / "server", fixed=False)) as s3:
+        servers.admit(s3)
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+
+        def revoke() -> None:
+            servers.admit(s3, False)
+            until(lambda: not reads(s3.url))
+            forget(tmp_path / "cache")
+
+        run = far(corpus, s3.url, tmp_path, checkpoint__every="2 steps")
+        with pytest.raises(UserError, match="the credentials were refused; they are looked for in AWS_ACCESS_KEY_ID"):
+            train(run, tmp_path / "far", nursery=nursery, quiet=True, listeners=[At(5, revoke)])
+        assert len(steps_of(tmp_path / "far")) < 12
+        servers.admit(s3)
+        until(lambda: reads(s3.url))
+        train(run, tmp_path / "far", nursery=nursery, quiet=True)
+    assert_one_curve(local, tmp_path / "far")
+
+
+def reads(url: str) -> bool:
+    try:
+        return at(url).entries() is not None
+    except StorageError:
+        return False
+
+
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
