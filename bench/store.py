@@ -83,8 +83,9 @@ def _through(folder: Path, home: store.Store) -> None:
     index = blocks.read_index(home, "tokens", file)
     cached = CachedFile(Cache(folder, 1 << 30), folder / "set" / "tokens", file.bytes, index, Homes([home]))
     step = 1 << 20
-    for first in range(0, file.bytes, step):
-        cached.read(np.array([first]), min(step, file.bytes - first))
+    with contextlib.closing(cached):
+        for first in range(0, file.bytes, step):
+            cached.read(np.array([first]), min(step, file.bytes - first))
 
 
 def _seconds(do: Callable[[], None]) -> float:

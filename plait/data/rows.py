@@ -18,7 +18,8 @@ from plait.errors import DataError
 
 
 class Conversations:
-    """One source's rows. length: how many. cut: conversations that are longer than one. Raises DataError: nothing to learn."""
+    """One source's rows. length: how many. filled: places that hold tokens, the rest being padding. cut: conversations longer than a row.
+    Raises DataError: nothing to learn."""
 
     def __init__(self, file: TokenFile, sequence: int, packed: bool) -> None:
         assert file.learned is not None
@@ -30,6 +31,7 @@ class Conversations:
         targets = _counts(file.learned, firsts, ends)
         self._firsts, self._ends, self._targets = firsts[targets > 0], ends[targets > 0], targets[targets > 0]
         self.length = len(self._firsts)
+        self.filled = int((self._ends - self._firsts - 1).sum())
         if not self.length:
             raise DataError(
                 f"data.sequence = {sequence}: no conversation of {file.path} has an answer that begins within it; make it longer"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from plait.data import records
+from plait.data.rows import Conversations
 from plait.data.splits import SPLITS
 from plait.data.tokens import Prepared
 
@@ -55,8 +56,20 @@ class SourceShare:
 
 
 @dataclass(frozen=True)
+class Filling:
+    """Conversations of the training split in rows of data.sequence tokens. A row costs the same however much of it is padding, so that
+    `filled`, the share of places that hold tokens, is the share of the work that is of use. cut: longer than a row."""
+
+    packed: bool
+    rows: int
+    filled: float
+    cut: int
+
+
+@dataclass(frozen=True)
 class Statistics:
-    """reasons: why documents were dropped. changes: how many each step changed. languages: of all documents, and of those that stayed."""
+    """reasons: why documents were dropped. changes: how many each step changed. languages: of all documents, and of those that stayed.
+    filling: of conversations, one a row and packed."""
 
     read: int
     kept: int
@@ -69,6 +82,7 @@ class Statistics:
     before: Lengths
     after: Lengths
     tokens: Lengths
+    filling: list[Filling]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -93,7 +107,20 @@ def of(prepared: Prepared) -> Statistics:
         before=Lengths.of(rows["before"]),
         after=Lengths.of(rows["after"][kept]),
         tokens=Lengths.of(rows["tokens"][kept]),
+        filling=_filling(prepared),
     )
+
+
+def _filling(prepared: Prepared) -> list[Filling]:
+    """Both ways, whichever of them data.chat asks for; empty where documents are texts."""
+    if prepared.template_file is None or prepared.sequence is None:
+        return []
+    files, length, found = prepared.split("train", prepared.sequence).sources, prepared.sequence, []
+    for packed in (False, True):
+        each = [Conversations(file, length, packed) for file in files]
+        rows = sum(source.length for source in each)
+        found.append(Filling(packed, rows, sum(source.filled for source in each) / (rows * length), sum(source.cut for source in each)))
+    return found
 
 
 def _falling(counts: dict[str, int]) -> dict[str, int]:

@@ -205,6 +205,11 @@ class Prepared:
         return self.folder / self._manifest.tokenizer.file
 
     @property
+    def sequence(self) -> int | None:
+        """The tokens of a row that the run file asks for, where it was opened by one."""
+        return None if self._data is None else self._data.sequence
+
+    @property
     def template_file(self) -> Path | None:
         """The template of conversations, where documents are such."""
         return self.folder / chat.FILE if chat.FILE in self._manifest.files else None

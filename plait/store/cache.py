@@ -23,6 +23,7 @@ import os
 import queue
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -42,7 +43,7 @@ RUN = 16
 THREADS = 4
 _AHEAD = 256
 """Blocks that may be on their way before they are needed."""
-_NOW, _SOON, _SOMETIME = 0, 1, 2
+_NOW, _SOON, _SOMETIME, _LAST = 0, 1, 2, 3
 """What is fetched first: what is waited for, then what a reader will need, then what fills the cache."""
 _LONG = 64 << 10
 """Bytes from which a span is read from the file: shorter ones are gathered from its memory map."""
@@ -150,6 +151,8 @@ class CachedFile:
         self._asked: queue.PriorityQueue[tuple[int, int, range, Future[dict[int, Frame]]]] = queue.PriorityQueue()
         self._number = itertools.count()  # first come, first served, among what is as urgent
         self._filler: threading.Thread | None = None
+        self._closed = threading.Event()
+        weakref.finalize(self, _close, self._file, self._busy)
 
     def read(self, firsts_E: np.ndarray, length: int) -> np.ndarray:
         """Spans of `length` bytes that begin at `firsts_E`, as bytes_EL. Raises StorageError where they cannot be had."""
@@ -174,6 +177,12 @@ class CachedFile:
         if len(absent) and len(self._coming) < _AHEAD:
             self._fetch([int(block) for block in absent[:_AHEAD]], _SOON)
 
+    def close(self) -> None:
+        """End what fetches, once it has done what is under way; the file's pages are given back with the last reference."""
+        self._closed.set()
+        for _ in range(THREADS):
+            self._asked.put((_LAST, next(self._number), range(0), Future()))
+
     def complete(self) -> bool:
         return bool(self._held.all())
 
@@ -182,7 +191,7 @@ class CachedFile:
         self._start()
         coming: deque[Future[dict[int, Frame]]] = deque()
         for first in range(0, len(self._index), RUN):
-            if self._cache.full:
+            if self._cache.full or self._closed.is_set():
                 break
             absent = [block for block in range(first, min(first + RUN, len(self._index))) if not self._held[block]]
             coming.extend(dict.fromkeys(self._fetch(absent, _SOMETIME).values()))
@@ -194,11 +203,11 @@ class CachedFile:
     def _fill_alone(self) -> None:
         """Fill, if no other process does; take over from one that is gone. What fails here, fails again for whoever reads."""
         lock = os.open(self._path.with_name(f"{self._path.name}.filling"), os.O_RDWR | os.O_CREAT, 0o644)
-        while not self.complete() and not self._cache.full:
+        while not self.complete() and not self._cache.full and not self._closed.is_set():
             with contextlib.suppress(BlockingIOError, PlaitError, OSError, RuntimeError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.fill()
-            time.sleep(_TAKE_OVER)
+            self._closed.wait(_TAKE_OVER)
         os.close(lock)
 
     def _copied(self, firsts_E: np.ndarray, length: int) -> np.ndarray:
@@ -245,6 +254,8 @@ class CachedFile:
     def _serve(self) -> None:
         while True:
             *_, run, future = self._asked.get()
+            if not run:
+                return
             try:
                 future.set_result(self._fetch_run(run))
             except BaseException as error:
@@ -348,6 +359,11 @@ def _runs(wanted: list[int]) -> Iterator[range]:
         if place == len(wanted) or wanted[place] != wanted[place - 1] + 1 or place - start == RUN:
             yield range(wanted[start], wanted[place - 1] + 1)
             start = place
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _write(file: int, parts: list[Frame], first: int) -> None:

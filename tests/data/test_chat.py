@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from plait import spec
-from plait.data import prepare
+from plait.data import prepare, statistics
 from plait.data.batches import NO_TARGET, Batches, EvaluationBatches
 from plait.data.bpe import JsonTokenizer, train
 from plait.data.chat import DEFAULT, Template
+from plait.data.tokens import Prepared
 from plait.errors import DataError
 
 CHATML = (
@@ -96,6 +97,18 @@ def test_every_answer_is_told_once_and_counted_by_the_index(tmp_path: Path, pack
     row = 3
     told = tokenizer.decode(read.targets_BL[row][read.targets_BL[row] != NO_TARGET].tolist())
     assert set(told.replace("<|endoftext|>", "")) == {" ", "b"}
+
+
+def test_how_much_of_a_row_is_of_use_is_told_for_both_ways(tmp_path: Path) -> None:
+    data, found = prepared(tmp_path, rows(60))
+    (file,) = found.split("train", data.sequence).sources
+    lengths = np.diff(np.append(file.starts, len(file))) - 1
+    one, packed = statistics.of(found).filling
+    assert (one.rows, one.cut) == (found.documents("train"), 0)
+    assert one.filled == pytest.approx(lengths.sum() / (one.rows * data.sequence))
+    assert one.filled < 0.5 < packed.filled
+    assert packed.rows * 2 <= one.rows
+    assert statistics.of(Prepared.open(found.folder)).filling == [], "nobody said how long a row is"
 
 
 def test_conversations_of_a_row_do_not_see_each_other(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +105,20 @@ def test_what_is_waited_for_is_fetched_before_what_fills_the_cache(tmp_path: Pat
     cached.ahead(np.array([9 * BLOCK]), 10)
     cached._fetch([4], 0)
     assert [list(cached._asked.get()[2]) for _ in range(3)] == [[4], [9], [0, 1]]
+
+
+def test_what_is_closed_ends_its_threads_and_lets_go_of_its_files(tmp_path: Path, home: Store, content: bytes) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    cached = opened(tmp_path, home, Homes([home]))
+    check(cached, content, np.array([5, SIZE - 9]), 9)
+    cached.close()
+    gone = weakref.ref(cached)
+    del cached
+    end = time.monotonic() + 10
+    while gone() is not None and time.monotonic() < end:
+        gc.collect()
+    assert gone() is None
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_the_cache_stays_within_its_bounds_on_the_disk(tmp_path: Path, home: Store, content: bytes) -> None:
