@@ -109,3 +109,29 @@ def bf16_floor(curve: Callable[..., list[events.Step]], alone: list[events.Step]
     floor = max(differences(alone, cut)[0] for cut in cuts)
     assert floor <= 1e-4
     return floor
+
+
+def pairs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Sentences of a made-up language and their translations, word by word with the last word first; the same each time."""
+    chance = random.Random(seed)
+    sentences = [[chance.choice(WORDS) for _ in range(chance.choice((2, 3, 3, 4, 5, 9)))] for _ in range(count)]
+    return [(" ".join(words), " ".join(word[::-1].upper() for word in [words[-1], *words[:-1]])) for words in sentences]
+
+
+def write_pairs(folder: Path, count: int = 200) -> Path:
+    """The same as TSV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pairs.tsv"
+    path.write_text("".join(f"{source}\t{target}\n" for source, target in pairs(count)), encoding="utf-8")
+    return path
+
+
+T5_PAIRS: dict[str, Any] = {
+    "model__family": "t5",
+    "model__kv_heads": None,
+    "data__objective": {"kind": "translate"},
+    "data__sequence": 32,
+    "data__tokenizer": {"train": 300},
+    "train__label_smoothing": 0.1,
+}
+"""Changes of `tiny` that make it a translator."""

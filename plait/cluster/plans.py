@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from plait import __version__, spec
-from plait.data import corruption, objective
+from plait.data import corruption, objective, scoring
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
 from plait.events import Ranges
@@ -48,11 +48,12 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         evaluation_size=_evaluation_size(run, prepared) if evaluate_every else 0,
         check_every=_check_every(run, batches),
         nonfinite_limit=run.train.nonfinite_limit,
+        score=scoring.score,
         agreements=tuple(_agreement(run, each, batches) for each in run.sync.agreements),
         servers=run.sync.processes,
         bucket_bytes=run.sync.bucket_bytes if run.sync.bucket_mib == "auto" else 0,
         version=__version__,
-        flops_per_token=_flops_per_token(run, prepared),
+        flops_per_token=_flops_per_token(run, prepared, batches),
         peak_flops=lambda name: hardware.peak_flops(name, run.train.precision),
     )
 
@@ -92,7 +93,7 @@ def _agreement(run: spec.Run, settings: spec.Agreement, batches: Batches) -> Agr
     )
 
 
-def _flops_per_token(run: spec.Run, prepared: Prepared) -> float:
+def _flops_per_token(run: spec.Run, prepared: Prepared, batches: Batches) -> float:
     """For each token that is told, of which an encoder has few. 0 for a user's own model, whose operations nobody has counted: its mfu
     is 0 of a known peak and null of none."""
     if ":" in run.model.family:
@@ -102,6 +103,10 @@ def _flops_per_token(run: spec.Run, prepared: Prepared) -> float:
         rate, mean_span = told.rate or objective.RATE, told.mean_span or objective.MEAN_SPAN
         source, target = corruption.span_widths(sequence, rate, mean_span)
         return counts.flops_per_target(model, vocabulary, source + 1, target + 1, target + 1)
+    if told.kind == "translate" and run.data.chat is None:
+        rows = batches.filling
+        each = sum(filling.told for filling in rows) / sum(filling.rows for filling in rows)
+        return counts.flops_per_target(model, vocabulary, *rows[0].sides, each)
     of_all = counts.flops_per_token(model, vocabulary, sequence)
-    few = 1.0 if told.kind == "causal" else int(corruption.masked_count(sequence, told.rate or objective.RATE)) / sequence
+    few = 1.0 if told.kind in ("causal", "translate") else int(corruption.masked_count(sequence, told.rate or objective.RATE)) / sequence
     return of_all / few

@@ -22,7 +22,8 @@ from plait import spec
 from plait.data import chance, order
 from plait.data.augment import Augmentation
 from plait.data.mixture import Mixture
-from plait.data.objective import NO_TARGET, Spans
+from plait.data.objective import NO_TARGET, Spans, Translation
+from plait.data.pairs import Filling, Pairs
 from plait.data.rows import Conversations, number_documents
 from plait.data.skipping import Skipped
 from plait.data.tokens import Split, TokenFile
@@ -39,7 +40,7 @@ class MicroBatch:
     targets_BL: the next tokens, or those that were hidden, NO_TARGET where there is none. samples_B: numbers of the samples in the run,
     which dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask, or where tokens see those
     behind them and a row is padded: padding is a document of its own, -1. source: how many positions an encoder reads, and a decoder
-    writes the rest; targets are then the decoder's.
+    writes the rest; targets are then the decoder's, and documents those of the source alone, unless a row holds several pairs of both.
     """
 
     tokens_BL: np.ndarray
@@ -88,6 +89,11 @@ class Batches:
     def size(self, step: int) -> int:
         """Sequences in the step's global batch."""
         return self._stage(step).batch
+
+    @property
+    def filling(self) -> list[Filling]:
+        """Of rows of pairs, how full they are, by source; empty of others."""
+        return self._reader.filling
 
     @property
     def skipped(self) -> Ranges:
@@ -163,6 +169,11 @@ class EvaluationBatches:
         self._sequences = self._reader.sequences
         self.size = min(limit or self._sequences, self._sequences)
 
+    @property
+    def filling(self) -> list[Filling]:
+        """Of rows of pairs, how full they are, by source; empty of others."""
+        return self._reader.filling
+
     def read(self, first: int, end: int) -> MicroBatch:
         """Sequences [first, end) of `size`; their numbers are those in the split."""
         numbers, sources, samples = self._samples(first, end)
@@ -189,6 +200,7 @@ class _Reader:
         self._sequence = split.sequence
         self._document_mask = split.document_mask
         self._streams = [_stream(file, split) for file in split.sources]
+        self._names = split.names
         self.far = any(file.far for file in split.sources)
 
     @property
@@ -196,13 +208,18 @@ class _Reader:
         """An epoch's, of all sources."""
         return sum(stream.length for stream in self._streams)
 
+    @property
+    def filling(self) -> list[Filling]:
+        pairs = [stream for stream in self._streams if isinstance(stream, Pairs)]
+        return [replace(each.filling, name=name) for each, name in zip(pairs, self._names, strict=bool(pairs))]
+
     def length(self, source: int) -> int:
         """Samples an epoch."""
         return self._streams[source].length
 
     def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
         targets_B = self._counted(sources_B, samples_B)
-        return targets_B if self._masking is None else self._masking.targets(targets_B)
+        return targets_B if self._masking is None or isinstance(self._masking, Translation) else self._masking.targets(targets_B)
 
     def _counted(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
         """Next tokens to tell in each sample: fewer than it has places in the last one of a source, and of conversations."""
@@ -217,11 +234,14 @@ class _Reader:
             stream.ahead(samples_B[sources_B == source])
 
     def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
+        if isinstance(self._masking, Translation):
+            return self._read_pairs(self._masking, sources_B, samples_B, numbers_B, step)
         shape = (len(numbers_B), self._sequence)
         tokens_BL = np.zeros(shape, dtype=np.int64)
         targets_BL = np.full(shape, NO_TARGET, dtype=np.int64)
         documents_BL = np.zeros(shape, dtype=np.int64) if self._document_mask else None
         for source, stream in enumerate(self._streams):
+            assert not isinstance(stream, Pairs)
             rows = np.flatnonzero(sources_B == source)
             stream.fill(rows, samples_B[rows], tokens_BL, targets_BL)
             if documents_BL is not None:
@@ -233,9 +253,22 @@ class _Reader:
         lengths_B, keys_B = self._counted(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
         if isinstance(self._masking, Spans):
             tokens_BL, targets_BL, documents_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
-            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step, self._masking.source)
+            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL[:, : self._masking.source], step, self._masking.source)
         tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
         return MicroBatch(tokens_BL, targets_BL, numbers_B, _padding_apart(documents_BL, lengths_B, self._sequence), step)
+
+    def _read_pairs(self, sides: Translation, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
+        """Where each row holds one pair, nothing need tell pairs apart but padding from the source."""
+        shape = (len(numbers_B), sides.source + sides.target)
+        tokens_BL, targets_BL = np.full(shape, sides.end, dtype=np.int64), np.full(shape, NO_TARGET, dtype=np.int64)
+        documents_BL = np.zeros(shape, dtype=np.int64)
+        documents_BL[:, : sides.source] = -1
+        for source, stream in enumerate(self._streams):
+            assert isinstance(stream, Pairs)
+            rows = np.flatnonzero(sources_B == source)
+            stream.fill(rows, samples_B[rows], tokens_BL, targets_BL, documents_BL)
+        told_BL = documents_BL if sides.packed else documents_BL[:, : sides.source]
+        return MicroBatch(tokens_BL, targets_BL, numbers_B, told_BL, step, sides.source)
 
     def _augmented(
         self,
@@ -251,6 +284,7 @@ class _Reader:
         keys_B, lengths_B = chance.keys(self._seed, "augmented", numbers_B), self._counted(sources_B, samples_B)
         for row in range(len(numbers_B)) if self._augmentation.rewrites else ():
             stream, count = self._streams[sources_B[row]], int(lengths_B[row])
+            assert isinstance(stream, _Stream)
             tokens = self._augmentation.rewrite(stream.file, int(samples_B[row]) * self._sequence, count + 1, keys_B[row])
             tokens_BL[row, :count], targets_BL[row, :count] = tokens[:-1], tokens[1:]
             if documents_BL is not None:
@@ -266,7 +300,9 @@ def _padding_apart(documents_BL: np.ndarray | None, lengths_B: np.ndarray, lengt
     return np.where(padded_BL, -1, 0 if documents_BL is None else documents_BL)
 
 
-def _stream(file: TokenFile, split: Split) -> _Stream | Conversations:
+def _stream(file: TokenFile, split: Split) -> _Stream | Conversations | Pairs:
+    if isinstance(split.masking, Translation):
+        return Pairs(file, split.masking)
     return _Stream(file, split.sequence) if file.learned is None else Conversations(file, split.sequence, split.packed)
 
 

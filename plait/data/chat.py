@@ -102,9 +102,9 @@ class Conversations:
         self._learn = settings.learn
         self._template = Template(source, tokenizer)
 
-    def encode(self, document: str) -> tuple[np.ndarray, np.ndarray]:
-        """(ids uint32, learned bool) of a conversation's JSON."""
-        return self._template.encode(json.loads(document), self._learn)
+    def encode(self, documents: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids uint32, learned bool) of each conversation's JSON."""
+        return [self._template.encode(json.loads(document), self._learn) for document in documents]
 
 
 class Template:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plait import spec
+from plait.data import parallel
 from plait.data.hashes import Hashes
 from plait.errors import DataError
 from plait.store import Entry, Store, at, documents, durable, is_url
@@ -39,7 +40,7 @@ def here(data: spec.Data, prepared: Path, whole: bool = False) -> spec.Data:
     whole: also what was let go since it was prepared, which else is known by its checksum alone. Raises DataError: nothing that a URL
     names. StorageError, StorageFailed.
     """
-    spool = _Spool(prepared / "fetched", [data.field, *data.needed_fields.values()], Hashes(prepared), whole)
+    spool = _Spool(prepared / "fetched", [*_read_of_rows(data), *data.needed_fields.values()], Hashes(prepared), whole)
     changes: dict[str, object] = {"corpus": [_entry(entry, spool) for entry in data.corpus]}
     if data.clean is not None and any(map(is_url, data.clean.against)):
         changes["clean"] = data.clean.model_copy(
@@ -82,10 +83,19 @@ def named(prepared: Path) -> Iterator[None]:
         raise
 
 
+def _read_of_rows(data: spec.Data) -> list[str]:
+    """Fields of a table that hold texts."""
+    if not data.translates:
+        return [data.field]
+    sides = [entry.sides for entry in data.corpus if isinstance(entry, spec.Source) and entry.sides is not None]
+    return [side.partition(".")[0] for pair in [parallel.FIELDS, *sides] for side in pair]
+
+
 def _entry(entry: str | spec.Source, spool: _Spool) -> str | spec.Source:
     if isinstance(entry, str):
         return spool.path_of(entry)
-    return entry.model_copy(update={"path": spool.path_of(entry.path), "name": entry.name or entry.path})
+    target = None if entry.target is None else spool.path_of(entry.target)
+    return entry.model_copy(update={"path": spool.path_of(entry.path), "target": target, "name": entry.name or entry.path})
 
 
 class _Spool:

@@ -6,6 +6,7 @@ How many is known from a row's length alone, so that a step's divisor needs no t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -96,10 +97,31 @@ class Spans:
         return corruption.span_widths(length, self.rate, self.mean_span)[1] + 1 if length > 1 else 0
 
 
-def build(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Masking | Spans | None:
+@dataclass(frozen=True)
+class Translation:
+    """A source is read, and a decoder tells its translation; plait/data/pairs.py lays rows of them.
+
+    source, target: positions of the two sides. packed: a row holds as many pairs as fit.
+    """
+
+    source: int
+    target: int
+    packed: bool
+    longer: Literal["skip", "cut", "fail"]
+    begin: int
+    end: int
+
+
+Told = Masking | Spans | Translation
+"""What is told in another way than each next token."""
+
+
+def build(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Told | None:
     """None for the next token. Raises DataError: a tokenizer without what the objective needs."""
     if objective.kind == "causal":
         return None
+    if objective.kind == "translate":
+        return _translation(objective, tokenizer, sequence)
     if objective.kind == "span":
         return _spans(objective, tokenizer, sequence)
     found = (tokenizer.token(name) for name in vocabulary.MASKS)
@@ -122,8 +144,13 @@ def _spans(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Sp
             f'data.objective.kind = "span" needs {needed} sentinels in sequences of {sequence} tokens, {vocabulary.sentinel(0)} and so on, '
             f"each numbered one below the one before it, as T5's tokenizer has {vocabulary.SENTINELS}; one that is trained here has as many"
         )
-    begin = tokenizer.token(vocabulary.PADDING)
-    return Spans(sequence, rate, mean_span, first, tokenizer.end_of_text if begin is None else begin, tokenizer.end_of_text)
+    return Spans(sequence, rate, mean_span, first, vocabulary.begin(tokenizer), tokenizer.end_of_text)
+
+
+def _translation(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Translation:
+    packed = True if objective.pack is None else objective.pack
+    sides = _even(sequence), _even(objective.target or sequence)
+    return Translation(*sides, packed, objective.longer or "skip", vocabulary.begin(tokenizer), tokenizer.end_of_text)
 
 
 def _even(length: int) -> int:

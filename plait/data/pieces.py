@@ -20,6 +20,7 @@ import numpy as np
 from plait.data import records, tokens
 from plait.data.chat import Conversations
 from plait.data.chunks import Chunk
+from plait.data.parallel import PairEncoder
 from plait.data.tokenizer import Tokenizer
 from plait.store import durable
 
@@ -32,12 +33,12 @@ class Done:
     tokens: int
 
 
-def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, conversations: Conversations | None = None) -> Done:
-    """Tokenise a chunk into its piece; its records learn how many tokens each document has. conversations: how texts that are such are
-    read. Raises OSError, DataError."""
+def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, encoder: Conversations | PairEncoder | None = None) -> Done:
+    """Tokenise a chunk into its piece; its records learn how many tokens each document has. encoder: of documents that are conversations,
+    or pairs. Raises OSError, DataError."""
     dtype = token_dtype(tokenizer.vocabulary)
     end = np.array([tokenizer.end_of_text], dtype=dtype)
-    told = None if conversations is None else [conversations.encode(text) for text in chunk.texts]
+    told = None if encoder is None else encoder.encode(chunk.texts)
     encoded = _encoded(chunk, tokenizer) if told is None else [ids for ids, _ in told]
     sizes = [len(text.encode()) for text in chunk.texts] if chunk.ids is None else _bytes_of(chunk.ids, tokenizer)
     rows = chunk.records.copy()

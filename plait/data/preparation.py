@@ -134,7 +134,7 @@ class Preparation:
         length = len(document.text)
         record["id"], record["place"], record["file"], record["source"] = identity, document.place, file, source
         record["before"] = record["after"] = length
-        record["split"] = self._split(identity, source, document.fields, told)
+        record["split"] = self._split(records.identity(document.key or document.text), source, document.fields, told)
         return Taken(source, document.text, record, document.fields, read)
 
     def _chunks(self) -> Iterator[Chunk]:
@@ -280,11 +280,11 @@ class Preparation:
             self._tokens += done.tokens
             self._tell("tokenising", chunk.read)
 
-        pattern, talk = self._data.tokenizer.pattern, self._talk()
+        pattern, talk, pairs = self._data.tokenizer.pattern, self._talk(), self._data.translates and self._data.chat is None
         self._in_parallel(
             _noted(self._chunks(), numbers),
             lambda chunk: pieces.path_of(self._pieces, chunk.number).exists(),
-            lambda chunk: workers.write(self._pieces, chunk, stored, pattern, talk) if chunk.ids is None else self._written(chunk),
+            lambda chunk: workers.write(self._pieces, chunk, stored, pattern, talk, pairs) if chunk.ids is None else self._written(chunk),
             settle,
         )
         if not self._documents:
@@ -313,8 +313,8 @@ class Preparation:
         parts: dict[str, list[tokens.Part]] = {split: [] for split in tokens.SPLITS}
         for split, mine in parts.items():
             for index, each in enumerate(numbers):
-                talks = self._data.chat is not None
-                part, written = pieces.join(self._pieces, each, split, index, self._making, engine.vocabulary, talks)
+                marked = self._data.chat is not None or self._data.translates
+                part, written = pieces.join(self._pieces, each, split, index, self._making, engine.vocabulary, marked)
                 mine.append(part)
                 files |= written
         files |= self._template()
@@ -342,8 +342,9 @@ class Preparation:
         return None if settings is None else (settings, chat.template_of(settings))
 
     def _spoken(self, document: str) -> str:
-        """What a tokenizer learns of a document: of a conversation, what is said."""
-        return document if self._data.chat is None else "\n".join(message["content"] for message in json.loads(document))
+        """What a tokenizer learns of a document: of a conversation, what is said; of a pair, both sides."""
+        said = [] if self._data.chat is None else [message["content"] for message in json.loads(document)]
+        return "\n".join(said or json.loads(document)) if said or self._data.translates else document
 
     def _template(self) -> dict[str, tokens.StoredFile]:
         """The template's file, which goes where the model goes."""

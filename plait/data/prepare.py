@@ -67,7 +67,7 @@ def _prepared(data: spec.Data, here: spec.Data, found: list[Source], prepared: P
     _sum(prepared, found, listener)
     folder = prepared / _request(here, found, Hashes(prepared))
     if (ready := _opened(data, folder.name)) is not None:
-        fetched.bound(data, prepared, sources.paths(found))
+        fetched.bound(data, prepared, sources.read_paths(found))
         return ready
     with durable.locked(prepared / f"{folder.name}.lock"):
         if not folder.exists():
@@ -76,7 +76,7 @@ def _prepared(data: spec.Data, here: spec.Data, found: list[Source], prepared: P
         kept.keep(data, folder)
     made = _opened(data, folder.name)
     assert made is not None
-    fetched.bound(data, prepared, sources.paths(found))
+    fetched.bound(data, prepared, sources.read_paths(found))
     return made
 
 
@@ -94,7 +94,7 @@ def _sum(prepared: Path, found: list[Source], listener: Listener) -> None:
         done += count
         listener(Progress(done, total, 0, 0, "reading"))
 
-    Hashes(prepared).of(sources.paths(found), on_read)
+    Hashes(prepared).of(sources.read_paths(found), on_read)
 
 
 def _request(data: spec.Data, found: list[Source], hashes: Hashes) -> str:
@@ -103,7 +103,7 @@ def _request(data: spec.Data, found: list[Source], hashes: Hashes) -> str:
     special = vocabulary.special_tokens(data.objective)[1:]
     trained = " ".join(["train", str(learned.train), *special])
     told = vocabulary.fingerprint(Path(learned.file), learned.pattern) if learned.file else trained
-    sums = hashes.of(sources.paths(found))
+    sums = hashes.of(sources.read_paths(found))
     content = [[[sums[file.path], file.format] for file in source.files] for source in found]
     shares = {"validation": data.split.validation, "test": data.split.test}
     asked = [tokens.FORMAT, content, data.field, data.separator, shares, told, *_besides(data, found, hashes)]
@@ -127,6 +127,9 @@ def _besides(data: spec.Data, found: list[Source], hashes: Hashes) -> list[Any]:
     indices = [file.path.with_suffix(".idx") for file in sources.every_file(found) if file.format == "bin"]
     if indices := [path for path in indices if path.exists()]:
         settings["indices"] = list(hashes.of(indices).values())
+    if data.translates:
+        sums = hashes.of(sources.read_paths(found))
+        settings["pairs"] = [[file.target and sums[file.target], file.sides, file.prefix] for file in sources.every_file(found)]
     if data.split.by == SOURCE:
         settings["names"] = [source.name for source in found]
     asked = {name: setting for name, setting in settings.items() if setting}

@@ -7,11 +7,10 @@ so that whoever reads a corpus twice sees the same documents in the same sequenc
 from __future__ import annotations
 
 import glob
-import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plait import spec
-from plait.data import chat, saved, streams
+from plait.data import chat, parallel, saved, streams, tables
 from plait.data.broken import Unusable, refuse
 from plait.errors import DataError
 
-Format = Literal["text", "jsonl", "parquet", "arrow", "bin"]
+Format = Literal["text", "jsonl", "parquet", "arrow", "bin", "tsv", "po", "mo"]
 _FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "arrow", ".bin": "bin"}
-_BATCH = 1024  # rows
+_OF_PAIRS: dict[str, Format] = {".tsv": "tsv", ".po": "po", ".mo": "mo"}
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,10 @@ class SourceFile:
     format: Format
     split: str | None = None
     """Where its documents go, of a token file that is made for one split."""
+    target: Path | None = None
+    """Of two aligned files, the other one."""
+    sides: tuple[str, str] | None = None
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Document:
     text: str
     place: int
     fields: dict[str, Any]
+    key: str | None = None
+    """What tells its split where that is not the text: of a pair the source."""
 
 
 def resolve(data: spec.Data) -> list[Source]:
@@ -63,12 +68,13 @@ def resolve(data: spec.Data) -> list[Source]:
     Raises DataError: a path or glob that matches no file, a folder, a URL, two sources of one name.
     """
     plain = [entry for entry in data.corpus if isinstance(entry, str)]
-    found = [Source("corpus", 1.0, _files(plain, None))] if plain else []
+    found = [Source("corpus", 1.0, _files(plain, None, data.translates))] if plain else []
     for entry in data.corpus:
         if isinstance(entry, spec.Source):
-            files_ = [replace(file, split=entry.split or file.split) for file in _files([entry.path], entry.format)]
-            found.append(Source(entry.name or entry.path, entry.weight, files_))
+            found.append(Source(entry.name or entry.path, entry.weight, _files_of(entry, data.translates)))
     _check_binary(found, data)
+    if data.translates:
+        _check_pairs(found, data)
     names = [source.name for source in found]
     if len(set(names)) < len(names):
         raise DataError(f"data.corpus: two sources bear one name ({', '.join(names)}); give each its own `name`")
@@ -88,17 +94,38 @@ def _check_binary(found: list[Source], data: spec.Data) -> None:
         raise DataError(f"{file.path}: holds tokens, which mean something to the tokenizer alone that made them; set data.tokenizer.file")
 
 
+def _check_pairs(found: list[Source], data: spec.Data) -> None:
+    """Each file must be one that pairs can be read from."""
+    for file in every_file(found):
+        if file.format == "text" and file.target is None:
+            raise DataError(
+                f"{file.path}: is text of one language; name the file of its translations: "
+                f'{{ path = "{file.path}", target = "..." }}, or use TSV, JSONL, Parquet, .po or .mo'
+            )
+        if file.format != "text" and file.target is not None:
+            raise DataError(f"{file.path}: holds both sides, and `target` is for text files of one each; leave it out")
+        if data.needed_fields and file.format not in ("jsonl", "parquet", "arrow"):
+            setting, field = next(iter(data.needed_fields.items()))
+            raise DataError(f"{file.path}: has no fields but its sides, and {setting} = {field!r} asks for one; use JSONL or Parquet")
+
+
 def every_file(found: list[Source]) -> list[SourceFile]:
     return [file for source in found for file in source.files]
 
 
 def paths(found: list[Source]) -> list[Path]:
+    """The files that documents are of, in order."""
     return [file.path for file in every_file(found)]
+
+
+def read_paths(found: list[Source]) -> list[Path]:
+    """All that is read: the other ones of aligned files too."""
+    return [*paths(found), *(file.target for file in every_file(found) if file.target is not None)]
 
 
 def size(found: list[Source]) -> int:
     """Of the source files, in bytes on the disk."""
-    return sum(os.path.getsize(path) for path in paths(found))
+    return sum(os.path.getsize(path) for path in read_paths(found))
 
 
 def files(patterns: list[str]) -> list[SourceFile]:
@@ -117,9 +144,11 @@ def documents(
     `on_read` hears how many bytes left the disk, `on_broken` what is no document; a file that breaks off ends there. Raises DataError.
     """
     if file.format == "jsonl":
-        items = _jsonl(file.path, data, on_read)
+        items = _jsonl(file, data, on_read)
     elif file.format in ("parquet", "arrow"):
-        items = _table(file.path, file.format, data, on_read)
+        items = _table(file, data, on_read)
+    elif data.translates:
+        items = _pairs(file, data, on_read)
     else:
         items = _plain(file.path, data, on_read)
     for item in _to_its_end(file.path, items):
@@ -152,10 +181,20 @@ def _printable(path: Path, document: Document) -> Item:
     return Unusable(f"{path}:{document.place}", "control characters", why, text.encode())
 
 
-def _files(patterns: list[str], named: Format | None) -> list[SourceFile]:
+def _files(patterns: list[str], named: Format | None, paired: bool = False) -> list[SourceFile]:
     """Each file once: patterns in the order given, the files of a pattern sorted."""
     paths = dict(match for pattern in patterns for match in _matches(pattern))
-    return [SourceFile(Path(path), named or _format(path), split) for path, split in paths.items()]
+    return [SourceFile(Path(path), named or _format(path, paired), split) for path, split in paths.items()]
+
+
+def _files_of(entry: spec.Source, paired: bool) -> list[SourceFile]:
+    """Those of a table of the corpus; of two aligned globs the first belongs to the first."""
+    found = _files([entry.path], entry.format, paired)
+    others = [None] * len(found) if entry.target is None else [Path(path) for path, _ in _matches(entry.target)]
+    if len(others) != len(found):
+        raise DataError(f"data.corpus: {entry.path} names {len(found)} files and its target {entry.target} {len(others)}; name as many")
+    about = partial(replace, sides=None if entry.sides is None else (entry.sides[0], entry.sides[1]), prefix=entry.prefix or "")
+    return [about(file, split=entry.split or file.split, target=other) for file, other in zip(found, others, strict=True)]
 
 
 def _matches(pattern: str) -> list[tuple[str, str | None]]:
@@ -176,10 +215,10 @@ def _matches(pattern: str) -> list[tuple[str, str | None]]:
     return [(path, None) for path in found]
 
 
-def _format(path: str) -> Format:
+def _format(path: str, paired: bool) -> Format:
     stem = Path(path)
     suffix = stem.with_suffix("").suffix if stem.suffix in streams.COMPRESSIONS else stem.suffix
-    return _FORMATS.get(suffix.lower(), "text")
+    return (_FORMATS | (_OF_PAIRS if paired else {})).get(suffix.lower(), "text")
 
 
 def _plain(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
@@ -197,14 +236,40 @@ def _stripped(path: Path, offset: int, piece: bytes) -> Document:
     return Document(streams.text(path, offset, piece).strip("\r\n"), offset, {})
 
 
-def _jsonl(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
-    for number, (offset, line) in enumerate(streams.cut(streams.read(path, on_read), b"\n", data.largest), start=1):
+def _pairs(file: SourceFile, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
+    """What is parallel in another way than by fields of rows."""
+    if file.target is not None:
+        found = parallel.aligned(file.path, file.target, data.largest, on_read)
+    elif file.format == "tsv":
+        found = parallel.table(file.path, file.sides, data.largest, on_read)
+    else:
+        found = parallel.catalogue(file.path, on_read)
+    for place, number, raw, made in found:
+        yield _usable(place, raw, data, lambda: _pair(place, number, made(), file, data, {}))  # noqa: B023
+
+
+def _pair(place: str, number: int, pair: parallel.Pair, file: SourceFile, data: spec.Data, fields: dict[str, Any]) -> Document:
+    """Its text is the pair as JSON, or, for a decoder, the conversation that it is."""
+    whole = parallel.checked(place, pair)
+    if whole is None:
+        return Document("", number, fields)
+    sides = [file.prefix + whole[0], whole[1]]
+    if data.chat is not None:
+        said = [{"role": role, "content": side} for role, side in zip(("user", "assistant"), sides, strict=True)]
+        return Document(
+            json.dumps(chat.checked(place, said, data.chat.system, answered=True), ensure_ascii=False), number, fields, whole[0]
+        )
+    return Document(json.dumps(sides, ensure_ascii=False), number, fields, whole[0])
+
+
+def _jsonl(file: SourceFile, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
+    for number, (offset, line) in enumerate(streams.cut(streams.read(file.path, on_read), b"\n", data.largest), start=1):
         if line and not line.isspace():
-            yield _usable(f"{path}:{number}", line, data, partial(_line, path, number, offset, line, data))
+            yield _usable(f"{file.path}:{number}", line, data, partial(_line, file, number, offset, line, data))
 
 
-def _line(path: Path, number: int, offset: int, line: bytes, data: spec.Data) -> Document:
-    return _row(f"{path}:{number}", number, streams.text(path, offset, line), data)
+def _line(file: SourceFile, number: int, offset: int, line: bytes, data: spec.Data) -> Document:
+    return _row(f"{file.path}:{number}", number, streams.text(file.path, offset, line), file, data)
 
 
 def _usable(place: str, raw: bytes, data: spec.Data, made: Callable[[], Document]) -> Item:
@@ -218,19 +283,26 @@ def _usable(place: str, raw: bytes, data: spec.Data, made: Callable[[], Document
         return unusable
 
 
-def _row(place: str, number: int, line: str, data: spec.Data) -> Document:
+def _row(place: str, number: int, line: str, file: SourceFile, data: spec.Data) -> Document:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise Unusable(place, "not JSON", f"is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise Unusable(place, "no object", f"is not a JSON object; each line must be one with the text under {data.field!r}")
+    if data.translates:
+        return _row_of_sides(place, number, row, file, data)
     if data.chat is not None:
         return _conversation(place, number, row, data)
     if data.field not in row:
         why = f"has no {data.field!r}; its keys are {', '.join(map(repr, row)) or 'none'}; set data.field"
         raise Unusable(place, "no field", why)
     return Document(_checked(place, data.field, row[data.field]), number, _fields(place, row, data))
+
+
+def _row_of_sides(place: str, number: int, row: dict[str, Any], file: SourceFile, data: spec.Data) -> Document:
+    pair = parallel.of_row(place, row, file.sides or parallel.FIELDS)
+    return _pair(place, number, pair, file, data, _fields(place, row, data))
 
 
 def _conversation(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Document:
@@ -270,76 +342,32 @@ def _checked(place: str, field: str, value: Any) -> str:
     return value
 
 
-def _table(path: Path, format_: Format, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
-    """The rows of Parquet or Arrow, a batch at a time."""
-    try:
-        import pyarrow
-    except ImportError:
-        raise DataError(f"{path}: reading {format_.title()} needs pyarrow: pip install 'plait[parquet]'") from None
-    try:
-        number = 0
-        for rows in (_parquet if format_ == "parquet" else _arrow)(path, data, on_read):
-            for row in rows:
-                number += 1
-                yield _table_row(f"{path}, row {number}", number, row, data)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise Unusable(str(path), f"broken {format_.title()}", f"is no {format_.title()} file or a broken one: {error}") from None
+def _table(file: SourceFile, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[Item]:
+    rows = tables.rows(file.path, file.format, lambda names: _columns(file, names, data), on_read)
+    for number, row in enumerate(rows, 1):
+        yield _table_row(f"{file.path}, row {number}", number, row, file, data)
 
 
-def _parquet(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(_bytes(path) if path.suffix in streams.COMPRESSIONS else str(path))
-    columns = _columns(path, table.schema_arrow.names, data)
-    for group in range(table.num_row_groups):
-        for batch in table.iter_batches(batch_size=_BATCH, columns=columns, row_groups=[group]):
-            yield batch.to_pylist()
-        on_read(path.stat().st_size // table.num_row_groups)
-
-
-def _arrow(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Iterator[list[dict[str, Any]]]:
-    """A stream of record batches, as datasets writes, or a file of them, as Feather is."""
-    import pyarrow as pa
-
-    content = pa.BufferReader(_bytes(path).getbuffer()) if path.suffix in streams.COMPRESSIONS else pa.memory_map(str(path))
-    batches: Iterable[Any]
-    if content.read(len(_ARROW)) == _ARROW:
-        file = pa.ipc.open_file(content)
-        schema, batches = file.schema, map(file.get_batch, range(file.num_record_batches))
-    else:
-        content.seek(0)
-        schema, batches = (stream := pa.ipc.open_stream(content)).schema, stream
-    columns, read = _columns(path, schema.names, data), 0
-    for batch in batches:
-        for first in range(0, batch.num_rows, _BATCH):
-            yield batch.select(columns).slice(first, _BATCH).to_pylist()
-        read, before = min(path.stat().st_size, read + batch.nbytes), read
-        on_read(read - before)
-
-
-def _columns(path: Path, names: list[str], data: spec.Data) -> list[str]:
+def _columns(file: SourceFile, names: list[str], data: spec.Data) -> list[str]:
     """The columns to read. Raises Unusable: the file lacks one."""
+    if data.translates:
+        sides = [side if side in names else side.partition(".")[0] for side in file.sides or parallel.FIELDS]
+        return [name for name in dict.fromkeys([*sides, *data.needed_fields.values()]) if name in names]
     if data.chat is not None:
         asked = [name for name in (data.chat.messages, data.chat.prompt, data.chat.answer) if name in names]
         return list(dict.fromkeys([*asked, *data.needed_fields.values()]))
     for field in [data.field, *data.needed_fields.values()]:
         if field not in names:
             why = f"has no column {field!r}; its columns are {', '.join(names)}; set data.field"
-            raise Unusable(str(path), "no field", why)
+            raise Unusable(str(file.path), "no field", why)
     return list(dict.fromkeys([data.field, *data.needed_fields.values()]))
 
 
-def _table_row(place: str, number: int, row: dict[str, Any], data: spec.Data) -> Item:
+def _table_row(place: str, number: int, row: dict[str, Any], file: SourceFile, data: spec.Data) -> Item:
+    if data.translates:
+        return _usable(place, b"", data, lambda: _row_of_sides(place, number, row, file, data))
     if data.chat is not None:
         return _usable(place, b"", data, lambda: _conversation(place, number, row, data))
     value = row[data.field]
     raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b""
     return _usable(place, raw, data, lambda: Document(_checked(place, data.field, value), number, _fields(place, row, data)))
-
-
-def _bytes(path: Path) -> io.BytesIO:
-    """Tables are read at random places: one that is compressed as a whole is unpacked in memory first."""
-    return io.BytesIO(b"".join(streams.read(path)))
-
-
-_ARROW = b"ARROW1"

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +31,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from plait import spec
 from plait.data import chat, kept, records, tokenizer
 from plait.data.augment import Augmentation
-from plait.data.objective import Masking, Spans, build
+from plait.data.objective import Told, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
 from plait.store.cache import CachedFile
@@ -156,10 +156,12 @@ class Split:
     weights: list[float]
     sequence: int
     document_mask: bool
-    masking: Masking | Spans | None = None
+    masking: Told | None = None
     augmentation: Augmentation | None = None
     """Of the training split, and for training alone: `EvaluationBatches` reads what was prepared."""
     packed: bool = False
+    names: list[str] = field(default_factory=list)
+    """Of the sources."""
 
     @property
     def tokens(self) -> int:
@@ -201,6 +203,11 @@ class Prepared:
                     raise _corrupt(self.folder, name, "its checksum is not the manifest's")
 
     @property
+    def data(self) -> spec.Data | None:
+        """What was asked for, where that was told."""
+        return self._data
+
+    @property
     def tokenizer_file(self) -> Path:
         return self.folder / self._manifest.tokenizer.file
 
@@ -232,7 +239,8 @@ class Prepared:
         weighed = [weights[index] for index in filled]
         packed = self._data.chat is not None and self._data.chat.pack
         told = self._data.document_mask or packed, self._masking(sequence), self._augmentation(name), packed
-        return Split(name, files, weighed, sequence, *told)
+        names = names_of(self._data)
+        return Split(name, files, weighed, sequence, *told, [names[index] for index in filled])
 
     def _weights(self) -> list[float]:
         """By which sources are drawn: weight * tokens^(1/temperature), of the training split, to a thousandth of the whole."""
@@ -247,10 +255,10 @@ class Prepared:
         assert self._data is not None
         return Augmentation(self._data.augment, self.tokenizer()) if split == "train" and self._data.augment.any else None
 
-    def _masking(self, sequence: int) -> Masking | Spans | None:
+    def _masking(self, sequence: int) -> Told | None:
         assert self._data is not None
         objective = self._data.objective
-        return None if objective.kind == "causal" else build(objective, self.tokenizer(), sequence)
+        return None if objective.kind == "causal" or self._data.chat is not None else build(objective, self.tokenizer(), sequence)
 
     def tokens(self, split: str) -> int:
         return sum(part.tokens for part in self._manifest.splits[split])
@@ -304,7 +312,8 @@ class Prepared:
                 f"the {name} split is empty: the corpus has {whole} document{'s' * (whole != 1)}, and splits are told by a hash of each "
                 f"one's content; cut it into more documents (data.separator) or give the split a larger share (data.split.{name})"
             )
-        if name == "train" and self.tokens(name) <= sequence and self.template_file is None:
+        whole = self.template_file is not None or (self._data is not None and self._data.translates)
+        if name == "train" and self.tokens(name) <= sequence and not whole:
             raise DataError(
                 f"the corpus is shorter than one sequence: {self.tokens(name)} tokens to train on, and data.sequence = {sequence} "
                 f"needs {sequence + 1}; add text or lower data.sequence"
@@ -323,6 +332,12 @@ def weights_of(data: spec.Data) -> list[float]:
     """The weight of each source, in the order of `sources.resolve`: plain paths together first, then each table."""
     plain = [1.0] if any(isinstance(entry, str) for entry in data.corpus) else []
     return plain + [entry.weight for entry in data.corpus if isinstance(entry, spec.Source)]
+
+
+def names_of(data: spec.Data) -> list[str]:
+    """What each source is called, in the same order."""
+    plain = ["corpus"] if any(isinstance(entry, str) for entry in data.corpus) else []
+    return plain + [entry.name or entry.path for entry in data.corpus if isinstance(entry, spec.Source)]
 
 
 def tokens_name(split: str, index: int) -> str:

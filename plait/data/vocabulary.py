@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plait import spec
 from plait.errors import DataError
 from plait.spec.objective import SENTINELS
+
+if TYPE_CHECKING:
+    from plait.data.tokenizer import Tokenizer
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
@@ -19,8 +23,14 @@ PADDING = "<pad>"
 
 def special_tokens(objective: spec.Objective) -> list[str]:
     """Those that a tokenizer that is trained here has for what a model shall learn."""
-    besides = {"causal": [], "masked": [MASKS[0]], "span": [sentinel(number) for number in reversed(range(SENTINELS))]}
-    return [ENDS[0], *besides[objective.kind]]
+    besides = {"masked": [MASKS[0]], "span": [sentinel(number) for number in reversed(range(SENTINELS))]}
+    return [ENDS[0], *besides.get(objective.kind, [])]
+
+
+def begin(tokenizer: Tokenizer) -> int:
+    """What a decoder's text begins with, behind an encoder: padding, as T5's, or the end of text where a tokenizer has none."""
+    padding = tokenizer.token(PADDING)
+    return tokenizer.end_of_text if padding is None else padding
 
 
 def sentinel(number: int) -> str:

@@ -32,6 +32,7 @@ from plait import spec
 from plait.data import bpe, pieces, records, tokenizer
 from plait.data.chat import Conversations
 from plait.data.chunks import Chunk
+from plait.data.parallel import PairEncoder
 from plait.errors import DataError, WorkerFailed
 
 Talk = tuple[spec.Chat, str]
@@ -73,10 +74,13 @@ class Workers:
         finally:
             self._free.put(process)
 
-    def write(self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None, talk: Talk | None = None) -> Future[pieces.Done]:
-        """Tokenise a chunk to its piece; the future raises OSError, DataError or WorkerFailed. talk: its documents are conversations."""
+    def write(
+        self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None, talk: Talk | None = None, pairs: bool = False
+    ) -> Future[pieces.Done]:
+        """Tokenise a chunk to its piece; the future raises OSError, DataError or WorkerFailed. talk: its documents are conversations;
+        pairs: or a source and a target each."""
         told = None if talk is None else [talk[0].model_dump(), talk[1]]
-        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern, "talk": told}
+        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern, "talk": told, "pairs": pairs}
         return self._threads.submit(self._written, request, chunk)
 
     def study(self, folder: Path, chunk: Chunk, data: spec.Data, evaluation: Path) -> Future[dict[str, Any]]:
@@ -134,8 +138,8 @@ def _tokenise(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     chunk = _chunk(request, requests)
     engine, talk = _loaded(request["tokenizer"], request["pattern"]), request["talk"]
-    conversations = None if talk is None else Conversations(spec.Chat(**talk[0]), talk[1], engine)
-    done = pieces.write(Path(request["folder"]), chunk, engine, conversations)
+    encoder = PairEncoder(engine) if request["pairs"] else None if talk is None else Conversations(spec.Chat(**talk[0]), talk[1], engine)
+    done = pieces.write(Path(request["folder"]), chunk, engine, encoder)
     return {"documents": done.documents, "tokens": done.tokens}
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -192,13 +193,14 @@ class Seq2Seq(Layered):
         cut: Cut | None = None,
         source: int = 0,
     ) -> Tensor:
-        """logits_BTV. source: how many of the row's positions are the source's. documents_BL: what is not 0 of the source is padding."""
+        """logits_BTV. source: how many of the row's positions are the source's. documents_BL: of the source, numbers of what sees each
+        other, -1 of padding; of both sides where a row holds several pairs, and target n then sees source n alone."""
         sides = self.around(tokens_BL.shape[1], documents_BL, noise, cut, source)
         return self.leave(self.through_all(self.enter(tokens_BL, sides), sides))
 
-    def read(self, source_BS: Tensor, rows: int, tokens: int) -> Reading:
-        """Sources as a whole, to be written behind: each in `rows` rows, of up to `tokens` tokens."""
-        return Reading(self, source_BS, rows, tokens)
+    def read(self, source_BS: Tensor, rows: int, tokens: int, lengths_B: Tensor | None = None) -> Reading:
+        """Sources as a whole, to be written behind: each in `rows` rows, of up to `tokens` tokens. lengths_B: of each, without padding."""
+        return Reading(self, source_BS, rows, tokens, lengths_B)
 
     def around(self, length: int, documents_BL: Tensor | None, noise: Noise | None, cut: Cut | None = None, source: int = 0) -> Sides:
         """What blocks are given beside x, of rows of `length` positions here."""
@@ -206,7 +208,8 @@ class Seq2Seq(Layered):
         whole = source if cuts[0] is None else cuts[0].length
         target = length - source if cuts[1] is None else cuts[1].length
         here = source if cuts[0] is None else len(cuts[0].stream_S)
-        source_BS = None if documents_BL is None else documents_BL[:, :whole]
+        source_BS, target_BT = (None, None) if documents_BL is None else (documents_BL[:, :whole], documents_BL[:, whole:])
+        target_BT = None if target_BT is None or not target_BT.shape[1] else target_BT
         device = self.source_distances.weight.device
         reading, writing = torch.arange(whole, device=device), torch.arange(target, device=device)
         encoder = Around(
@@ -215,9 +218,13 @@ class Seq2Seq(Layered):
             cut=cuts[0],
             bias=self.source_distances(reading, reading),
         )
-        decoder = Around(noise=_of_side(noise, cuts[1]), cut=cuts[1], bias=self.target_distances(writing, writing))
-        rows = target if cuts[1] is None else len(cuts[1].positions_L)
-        seen = None if source_BS is None else (source_BS == 0)[:, None, None].expand(-1, 1, rows, -1)
+        decoder = Around(
+            mask=document_mask(target_BT, _places(cuts[1])),
+            noise=_of_side(noise, cuts[1]),
+            cut=cuts[1],
+            bias=self.target_distances(writing, writing),
+        )
+        seen = _seen(source_BS, target_BT, writing if cuts[1] is None else cuts[1].positions_L)
         return Sides(here, encoder, decoder, decoder._replace(mask=seen, bias=None))
 
     def enter(self, tokens_BL: Tensor, sides: Sides) -> Tensor:
@@ -234,18 +241,20 @@ class Seq2Seq(Layered):
 
 
 class Reading:
-    """What was read of sources without padding, and the memory of what is being written behind it, a token of each row at a time."""
+    """What was read of sources, and the memory of what is being written behind it, a token of each row at a time."""
 
-    def __init__(self, model: Seq2Seq, source_BS: Tensor, rows: int, tokens: int) -> None:
-        self._model = model
+    def __init__(self, model: Seq2Seq, source_BS: Tensor, rows: int, tokens: int, lengths_B: Tensor | None = None) -> None:
+        self._model, self._rows = model, rows * len(source_BS)
+        documents_BS = None if lengths_B is None else _padding_apart(lengths_B, source_BS.shape[1])
+        self._seen = None if documents_BS is None else (documents_BS >= 0)[:, None, None].repeat_interleave(rows, 0)
         blocks = list(model.blocks)
         self._writing = [block for block in blocks if isinstance(block, TargetBlock)]
-        sides = model.around(source_BS.shape[1], None, None, source=source_BS.shape[1])
+        sides = model.around(source_BS.shape[1], documents_BS, None, source=source_BS.shape[1])
         x_BSD = model.embed(source_BS)
         for block in blocks:
             if isinstance(block, SourceBlock):
                 x_BSD = block.read(x_BSD, sides.encoder)
-        self._read = [tuple(each.repeat_interleave(rows, 0) for each in block.cross.read(x_BSD)) for block in self._writing]
+        self._read = [_each(block.cross.read(x_BSD), lambda part: part.repeat_interleave(rows, 0)) for block in self._writing]
         settings = model.model.model_copy(update={"layers": len(self._writing)})
         self._cache = Cache(settings, rows * len(source_BS), tokens, dtype=x_BSD.dtype, device=x_BSD.device)
 
@@ -254,15 +263,37 @@ class Reading:
         places_NL, mask = self._cache.extend(1)
         keys_K = torch.arange(mask.shape[-1], device=last_N.device)
         around = Around(mask=mask, bias=self._model.target_distances(places_NL[0], keys_K))
-        sides = Sides(0, PLAIN, around, PLAIN)
+        sides = Sides(0, PLAIN, around, PLAIN._replace(mask=self._seen))
         x_NLD = self._model.embed(last_N[:, None])
         for layer, (block, (keys, values)) in enumerate(zip(self._writing, self._read, strict=True)):
             x_NLD = block.write(x_NLD, (keys, values), sides, self._cache.layer(layer))
         return self._model.leave(x_NLD)[:, -1]
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these rows, some perhaps twice, of the same source each."""
+        """Go on with these rows, some perhaps twice: as many of each source as there are, or none."""
         self._cache.select(rows)
+        if len(rows) < self._rows:
+            self._rows = len(rows)
+            self._read = [_each(read, lambda part: part[rows]) for read in self._read]
+            self._seen = None if self._seen is None else self._seen[rows]
+
+
+def _each(read: tuple[Tensor, Tensor], change: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    return change(read[0]), change(read[1])
+
+
+def _padding_apart(lengths_B: Tensor, length: int) -> Tensor:
+    """Documents of sources of such lengths: 0, and -1 of what is padding."""
+    return -(torch.arange(length, device=lengths_B.device) >= lengths_B[:, None]).long()
+
+
+def _seen(source_BS: Tensor | None, target_BT: Tensor | None, queries_Q: Tensor) -> Tensor | None:
+    """[B, 1, Q, S]: what of the source these positions of the target see: all but padding, or that of their own pair."""
+    if source_BS is None:
+        return None
+    if target_BT is None:
+        return (source_BS >= 0)[:, None, None].expand(-1, 1, len(queries_Q), -1)
+    return (target_BT[:, queries_Q, None] == source_BS[:, None, :])[:, None]
 
 
 def _places(cut: Cut | None) -> Tensor | None:

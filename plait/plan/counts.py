@@ -38,7 +38,7 @@ def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built:
     return 6.0 * multiplied + 12.0 * _attentions(model) * model.heads * model.head_width * sequence
 
 
-def flops_per_target(model: spec.Model, vocabulary: int, source: int, target: int, targets: int) -> float:
+def flops_per_target(model: spec.Model, vocabulary: int, source: int, target: int, targets: float) -> float:
     """FLOPs of an encoder-decoder for each token that it tells, in rows of so many positions of both sides and so many targets."""
     inner, decoding = model.heads * model.head_width, model.all_layers - model.layers
     attention, mlp = 4 * model.width * inner, _mlp(model, 0, 0)

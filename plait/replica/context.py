@@ -41,8 +41,8 @@ from plait.replica.transport import POOL, gather_rows
 
 By = Literal["ring", "ulysses"]
 ALL = slice(None)
-MASKS = 2
-"""That a model's layers are given: an encoder-decoder's see the source in its own rows and in the target's."""
+MASKS = 3
+"""That a model's layers are given: an encoder-decoder's see the source in its own rows and in the target's, and the target in its own."""
 
 
 def positions(length: int, place: int, ranks: int, by: By) -> Tensor:

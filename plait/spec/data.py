@@ -21,9 +21,16 @@ class Source(Section):
     path: Place = Field(description="a path, a glob, a URL, or a folder that datasets.save_to_disk wrote")
     name: str | None = Field(None, description="what it is called; its path when left out")
     weight: float = Field(1.0, gt=0, description="its share of the training samples, relative to the others'")
-    format: Literal["text", "jsonl", "parquet", "arrow", "bin"] | None = Field(
-        None, description="bin is tokens; told by the file's name when left out"
+    format: Literal["text", "jsonl", "parquet", "arrow", "bin", "tsv", "po", "mo"] | None = Field(
+        None, description="bin is tokens, tsv, po and mo are pairs; told by the file's name when left out"
     )
+    target: Place | None = Field(None, description="translate: the text files that hold the translations, line by line")
+    sides: Annotated[list[str], Field(min_length=2, max_length=2)] | None = Field(
+        None,
+        description="translate: the fields of source and target; source and target in JSONL and Parquet, the first two columns of a TSV "
+        "file without titles when left out",
+    )
+    prefix: str | None = Field(None, description="translate: what is read before each source, to tell one pair of languages from another")
     split: Literal["train", "validation", "test"] | None = Field(None, description="where all of it goes; told by data.split when left out")
 
 
@@ -110,11 +117,36 @@ class Data(Section):
     )
     augment: Augment = Field(Augment(), description="what is changed at random in training samples; nothing when left out")
 
+    @property
+    def translates(self) -> bool:
+        """Whether documents are pairs of a source and its translation."""
+        return self.objective.kind == "translate"
+
+    @model_validator(mode="after")
+    def _paired(self) -> Self:
+        for entry in () if self.translates else self.corpus:
+            given = isinstance(entry, Source) and next(
+                (name for name in ("target", "sides", "prefix") if getattr(entry, name) is not None), ""
+            )
+            if given:
+                raise ValueError(f'corpus: {given} is of pairs, and objective.kind = "{self.objective.kind}"; write kind = "translate"')
+        if self.translates and (self.clean is not None or self.augment.any):
+            raise ValueError(
+                f'{"clean" if self.clean is not None else "augment"} is for texts, and objective.kind = "translate" has documents be '
+                "pairs; leave one out"
+            )
+        of_rows = next((name for name in ("target", "pack", "longer") if getattr(self.objective, name) is not None), None)
+        if self.chat is not None and of_rows:
+            raise ValueError(
+                f"objective.{of_rows} is of an encoder-decoder's rows, and chat has a decoder's; leave it out (chat.pack packs)"
+            )
+        return self
+
     @model_validator(mode="after")
     def _spoken(self) -> Self:
         if self.chat is not None and self.clean is not None:
             raise ValueError("clean is for texts, and chat has documents be conversations; leave one out")
-        if self.chat is not None and self.objective.kind != "causal":
+        if self.chat is not None and self.objective.kind not in ("causal", "translate"):
             raise ValueError(f'chat has answers learned token by token; objective.kind = "{self.objective.kind}" does not')
         if self.chat is not None and self.augment.any:
             raise ValueError("augment changes samples of texts, and chat has documents be conversations; leave one out")

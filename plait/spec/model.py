@@ -191,9 +191,9 @@ class Model(Section):
         return self.family not in ("bert", "t5")
 
     @property
-    def objective(self) -> str:
-        """The kind of objective that a family learns by."""
-        return {"bert": "masked", "t5": "span"}.get(self.family, "causal")
+    def objectives(self) -> tuple[str, ...]:
+        """The kinds of objectives that a family can learn by, its usual one first."""
+        return {"bert": ("masked",), "t5": ("span", "translate")}.get(self.family, ("causal", "translate"))
 
     @property
     def all_layers(self) -> int:

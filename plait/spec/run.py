@@ -66,19 +66,47 @@ class Run(Section):
     def _learnable(self) -> Self:
         """A family learns what it can tell; one's own model what one likes."""
         if self.model.family in Model.FAMILIES and self.settled:
-            wanted, kind = self.model.objective, self.data.objective.kind
-            if kind != wanted:
+            kinds, kind = self.model.objectives, self.data.objective.kind
+            if kind not in kinds:
+                others = "".join(f' or "{other}"' for other in kinds[1:])
                 raise ValueError(
-                    f'model.family = "{self.model.family}" and data.objective.kind = "{kind}": this family learns by "{wanted}"; '
-                    f'write data.objective = {{ kind = "{wanted}" }}'
+                    f'model.family = "{self.model.family}" and data.objective.kind = "{kind}": this family learns by "{kinds[0]}"{others}; '
+                    f'write data.objective = {{ kind = "{kinds[0]}" }}'
                 )
+            if kind == "translate" and self.model.causal and self.data.chat is None:
+                raise ValueError(
+                    f'model.family = "{self.model.family}" translates in conversations, and data.objective.kind = "translate" has none; '
+                    'write [data.chat], or use an encoder-decoder, family = "t5"'
+                )
+            if self.model.family == "t5" and self.data.chat is not None:
+                raise ValueError('data.chat is for decoders, and model.family = "t5" reads a source by itself; leave data.chat out')
+        return self
+
+    @model_validator(mode="after")
+    def _translated(self) -> Self:
+        """Sentences are translated amid training where a rank holds all of an encoder-decoder."""
+        if self.train.evaluate_translations is None or not self.settled:
+            return self
+        if not self.data.translates or self.model.causal or self.train.evaluate_every is None:
+            raise ValueError(
+                'train.evaluate_translations is of an encoder-decoder with data.objective.kind = "translate", at each '
+                "train.evaluate_every; leave it out"
+            )
+        if self.layout.ranks > 1 or self.layout.auto:
+            spread = next((axis for axis in self.layout.INNER if getattr(self.layout, axis) > 1), "auto")
+            raise ValueError(
+                f"train.evaluate_translations needs whole models, and layout.{spread} spreads them; leave it out and measure with "
+                "plait evaluate"
+            )
         return self
 
     @model_validator(mode="after")
     def _sided(self) -> Self:
         """What an encoder-decoder, whose rows are a source and a target, cannot do."""
-        if self.data.objective.kind == "span" and self.data.document_mask:
-            raise ValueError('data.document_mask = true and data.objective.kind = "span": spans are told of all of a sample; leave one out')
+        kind = self.data.objective.kind
+        if self.data.document_mask and self.data.chat is None and kind in ("span", "translate"):
+            what = "spans are told of all of a sample" if kind == "span" else "pairs never see each other"
+            raise ValueError(f'data.document_mask = true and data.objective.kind = "{kind}": {what}; leave one out')
         twice = self.layout.pipeline > 1 and self.layout.schedule in ("interleaved", "zero_bubble")
         if self.model.family == "t5" and twice and self.layout.offload:
             raise ValueError(
@@ -214,6 +242,7 @@ _FREE = {
     "train.micro_batch",
     "train.evaluate_every",
     "train.evaluate_sequences",
+    "train.evaluate_translations",
     "train.log_every",
     "train.spike",
     "train.spike_norm",

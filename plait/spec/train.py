@@ -58,6 +58,9 @@ class Train(Section):
     label_smoothing: Fraction = Field(0.0, description="share of each target that all tokens get alike while learning")
     evaluate_every: Duration | None = Field(None, description="measure the validation split so often, and at the end; never when left out")
     evaluate_sequences: Positive | None = Field(None, description="validation sequences per evaluation; all when left out")
+    evaluate_translations: Positive | None = Field(
+        None, description="translate: validation pairs that each evaluation translates too, greedily, for BLEU and chrF; none when left out"
+    )
     log_every: Duration = Field(Duration("10 steps"), description="a line of the log")
     compile: bool = Field(False, description="torch.compile, block by block")
     nonfinite_limit: Positive = Field(5, description="steps in a row with a loss or gradient that is not finite before the run rolls back")

@@ -12,7 +12,7 @@ from plait import events
 from plait.cluster.nursery import Nursery
 from plait.tasks.pretrain import train
 from plait.testing.failures import CutOff, CutOffAt, SignalAt
-from tests.runs import bf16_floor, differences, history_of, slow, steps_of, tiny
+from tests.runs import T5_PAIRS, bf16_floor, differences, history_of, slow, steps_of, tiny, write_pairs
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 
@@ -25,7 +25,9 @@ def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Tra
 
     def run(name: str, listeners: tuple = (), **changes: Any) -> list[events.Step]:
         settings = {"train__duration": "4 steps", "model__dropout": 0.1, **changes}
-        train(tiny(corpus, prepared, **settings), tmp_path / name, listeners=listeners, nursery=nursery)
+        translating = settings.get("data__objective") == {"kind": "translate"}
+        text = write_pairs(tmp_path) if translating else corpus
+        train(tiny(text, prepared, **settings), tmp_path / name, listeners=listeners, nursery=nursery)
         return steps_of(tmp_path / name)
 
     return run
@@ -49,7 +51,7 @@ T5 = {
     "data__tokenizer": {"train": 400},
     "train__label_smoothing": 0.1,
 }
-FAMILIES = {"t5": T5, "llama": {}, "gpt2": GPT2, "moe": MOE, "qwen": QWEN, "bert": BERT}
+FAMILIES = {"translate": T5_PAIRS, "t5": T5, "llama": {}, "gpt2": GPT2, "moe": MOE, "qwen": QWEN, "bert": BERT}
 
 LAYOUTS = [
     ("llama", {"tensor": 2}),
@@ -67,6 +69,10 @@ LAYOUTS = [
     ("bert", {"context": 2, "tensor": 2}),
     slow("bert", {"pipeline": 2, "shard": 2}),
     ("t5", {"pipeline": 2, "tensor": 2}),
+    ("translate", {"replicas": 2, "tensor": 2}),
+    slow("translate", {"pipeline": 2, "shard": 2}),
+    slow("translate", {"shard": 2, "context": 2, "context_by": "ulysses"}),
+    slow("translate", {"replicas": 2, "pipeline": 2, "schedule": "interleaved"}),
     slow("t5", {"shard": 2, "context": 2, "context_by": "ulysses"}),
     slow("t5", {"context": 2}),
     slow("t5", {"context": 2, "tensor": 2}),
@@ -80,6 +86,16 @@ LAYOUTS = [
     slow("moe", {"pipeline": 2, "shard": 2}),
     slow("gpt2", {"pipeline": 2, "replicas": 2}),
 ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sync", [{"strategy": "server", "update": "synchronous"}, {"strategy": "server", "update": "bounded"}], ids=str)
+def test_pairs_are_shared_under_other_strategies(curve: Train, sync: dict[str, Any]) -> None:
+    """A synchronous server draws the same curve; where who computes what shapes it, each step counts the same targets."""
+    alone, served = curve("alone", **T5_PAIRS), curve("served", **T5_PAIRS, sync=sync, layout__replicas=2)
+    assert [step.tokens for step in alone] == [step.tokens for step in served]
+    if sync["update"] == "synchronous":
+        assert_one_curve(alone, served)
 
 
 def spread(layout: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +154,7 @@ def test_short_curves_agree_in_bf16_as_far_as_one_process_agrees_with_itself(cur
 
 
 MOVES = [
+    slow("translate", {"replicas": 2, "tensor": 2}, {"pipeline": 2}),
     slow("gpt2", {"tensor": 2}, {}),
     ("llama", {}, {"shard": 2}),
     slow("llama", {"shard": 3}, {"tensor": 2}),
