@@ -64,19 +64,61 @@ def evaluate(
     split: Annotated[list[str] | None, typer.Option(help="train, validation or test; repeat for a table.")] = None,
     limit: Annotated[int | None, typer.Option(help="Sequences; all when left out.", min=1)] = None,
     device: Device = "auto",
+    beams: Annotated[int, typer.Option(help="Of a translator: texts that are followed at once.", min=1)] = 4,
+    length_penalty: Annotated[float, typer.Option(help="Of a translator: 0 prefers short texts, 1 the best mean.")] = 1.0,
+    loss_only: Annotated[bool, typer.Option("--loss-only", help="Of a translator: do not translate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a split.")] = False,
 ) -> None:
-    """Measure a trained model: loss, perplexity, accuracy of the next token."""
+    """Measure a trained model: loss, perplexity, accuracy of the next token; of a translator BLEU and chrF too."""
+    from plait.tasks.beam import Beams
     from plait.tasks.evaluate import evaluate as measure
-    from plait.tasks.showing import score_lines, scores_table
+    from plait.tasks.showing import score_lines, scores_table, translations_table
 
-    scores = [measure(folder, each, limit=limit, device=_device(device)) for each in split or ["validation"]]
+    settings = {"limit": limit, "device": _device(device), "beams": Beams(beams, length_penalty), "loss_only": loss_only}
+    scores = [measure(folder, each, **settings) for each in split or ["validation"]]  # type: ignore[arg-type]
     if as_json:
         print("\n".join(json.dumps(score.as_dict()) for score in scores))
     elif len(scores) == 1:
         print(score_lines(scores[0]))
     else:
         scores_table(scores)
+    for score in () if as_json else scores:
+        translations_table(score.translations, score.split)
+
+
+@app.command()
+def translate(
+    folder: RunFolder,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Lines; standard input, line by line, when left out.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="Translate the lines of a text file, compressed or not.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there what --file gives.")] = None,
+    against: Annotated[Path | None, typer.Option(metavar="FILE", help="Right translations of --file: print BLEU and chrF.")] = None,
+    pair: Annotated[str | None, typer.Option(help="Of a model of several pairs: the name of the source in the run file.")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Read before each line; the pair's when left out.")] = None,
+    beams: Annotated[int | None, typer.Option(help="Texts that are followed at once; 4 for an encoder-decoder.", min=1)] = None,
+    length_penalty: Annotated[float, typer.Option(help="0 prefers short texts, 1 the best mean.")] = 1.0,
+    tokens: Annotated[int, typer.Option(help="Most tokens of a translation.", min=1)] = 200,
+    batch: Annotated[int, typer.Option(help="Lines at once.", min=1)] = 16,
+    longer: Annotated[str, typer.Option(help="Lines longer than the model has learned: cut, skip or fail.")] = "cut",
+    device: Device = "auto",
+) -> None:
+    """Translate lines with a trained model."""
+    from plait.tasks.lines import translate_file, translate_lines
+    from plait.tasks.showing import against_table
+    from plait.tasks.translate import load_translator
+
+    if longer not in ("cut", "skip", "fail"):
+        raise UserError(f"--longer {longer}: is none of cut, skip, fail")
+    if file is None and (out is not None or against is not None):
+        raise UserError(f"--{'out' if out is not None else 'against'} is for the lines of a --file; name one")
+    writing = {"beams": beams, "length_penalty": length_penalty, "tokens": tokens, "batch": batch, "longer": longer}
+    translator = load_translator(folder, pair=pair, prefix=prefix, device=_device(device), **writing)  # type: ignore[arg-type]
+    if file is None:
+        translate_lines(translator, texts or (line.rstrip("\n") for line in sys.stdin))
+    elif (scored := translate_file(translator, file, out, against)) is not None:
+        against_table(*scored)
 
 
 @app.command()

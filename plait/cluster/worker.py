@@ -45,6 +45,7 @@ from plait.train.base import base_of
 from plait.train.duties import Duties, resume
 from plait.train.folder import read_about
 from plait.train.loop import Loader, train
+from plait.train.sentences import Sentences
 
 
 def main(values: dict[str, Any]) -> int:
@@ -158,15 +159,18 @@ class Worker:
         }
         saves = self._config.member[0] == 0 or run.sync.serves or self._config.elastic
         folder = out / "checkpoints"
-        return Duties(
-            self._replica, self._sync, self._ledger, folder, run.checkpoint.keep, about, self._validation(), self._micro_batch, saves
-        )
+        kept = folder, run.checkpoint.keep, about
+        return Duties(self._replica, self._sync, self._ledger, *kept, self._validation(), self._micro_batch, saves, self._sentences())
 
     def _validation(self) -> EvaluationBatches | None:
         if self._run.train.evaluate_every is None:
             return None
         split = self._prepared.split("validation", self._run.data.sequence)
         return EvaluationBatches(split, self._run.train.evaluate_sequences)
+
+    def _sentences(self) -> Sentences | None:
+        count = self._run.train.evaluate_translations
+        return None if count is None else Sentences(self._run, self._prepared, count)
 
     def _rate(self) -> Rate:
         train, batches = self._run.train, self._batches

@@ -14,12 +14,17 @@ from plait import events
 from plait.events import Event
 from plait.ledger.messages import Measured, Member, Outbox, Verdict
 
+Score = Callable[[list[list[str]]], dict[str, float]]
+
 
 class Evaluations:
-    """ranks: of a replica."""
+    """ranks: of a replica. score: what translations are worth."""
 
-    def __init__(self, record: Callable[[Event], None], clock: Callable[[], float], ranks: int) -> None:
+    def __init__(
+        self, record: Callable[[Event], None], clock: Callable[[], float], ranks: int, score: Score = lambda translated: {}
+    ) -> None:
         self._record = record
+        self._score = score
         self._clock = clock
         self._ranks = ranks
         self._asked: dict[int, dict[tuple[int, Member], Measured | None]] = {}
@@ -52,7 +57,8 @@ class Evaluations:
         targets = sum(one.targets for one in ordered)
         loss = math.fsum(one.loss_sum for one in ordered) / targets
         accuracy = sum(one.correct for one in ordered) / targets
-        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, events.perplexity(loss), accuracy, targets))
+        scores = self._score([each for one in ordered for each in one.translated])
+        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, events.perplexity(loss), accuracy, targets, scores))
 
     def forget(self, replica: int) -> None:
         """It is gone: what all its ranks have told counts, the rest another measures."""

@@ -242,7 +242,8 @@ class Hand:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One rank's part of an evaluation: sums over its targets. unit: of the verdict that asked for it."""
+    """One rank's part of an evaluation: sums over its targets. unit: of the verdict that asked for it. translated: [pair of languages,
+    right translation, the model's]."""
 
     step: int
     unit: int
@@ -250,6 +251,7 @@ class Measured:
     loss_sum: float
     correct: int
     targets: int
+    translated: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,8 @@ class Plan:
     """`samples` and `targets` are from now on of a run that leaves these out, and no others"""
     check_every: int | None = None
     """steps between two comparisons of replicas' state; one comes before each checkpoint too"""
+    score: Callable[[list[list[str]]], dict[str, float]] = lambda translated: {}
+    """what translations are worth, by name"""
     layout: dict[str, int] = field(default_factory=dict)
     """axes of a replica's mesh that are longer than 1, in the order in which ranks are counted"""
 

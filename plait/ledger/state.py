@@ -85,7 +85,7 @@ class Ledger:
         """since which step, how often a replica ended by an error of its own"""
         self._held_up: str | None = None
         self._echoes: list[tuple[Member, str]] = []
-        self._evaluations = Evaluations(record, clock, plan.ranks)
+        self._evaluations = Evaluations(record, clock, plan.ranks, plan.score)
         self._unmeasured = False
         """whether the checkpoint that was returned to is still to be measured"""
 

@@ -79,8 +79,11 @@ class Cache:
         return LayerCache(keys, values, self.end)
 
     def select(self, rows: list[int]) -> None:
-        """Go on with these rows alone."""
-        self._values = self._values[:, :, rows]
+        """Go on with these rows, some perhaps twice; of as many as there are, what stands in use is moved alone."""
+        if len(rows) == self._values.shape[2]:
+            self._values[..., : self.end, :] = self._values[:, :, rows, :, : self.end]
+        else:
+            self._values = self._values[:, :, rows]
         self._padding_B1 = None if self._padding_B1 is None else self._padding_B1[rows]
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from plait import spec
 from plait.data.batches import EvaluationBatches
 from plait.data.prepare import find
+from plait.data.scoring import check_installed
 from plait.data.tokens import Prepared
 from plait.errors import CheckpointError, UserError
 from plait.events import perplexity
 from plait.replica import device as devices
+from plait.tasks.beam import Beams
+from plait.tasks.rivals import Compared, compare
 from plait.tasks.trained import Trained, load
 from plait.train.duties import measure
 from plait.train.folder import read_about
@@ -22,7 +25,8 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Score:
-    """loss: nats a token. unigram_entropy: the loss of the training split's token frequencies on this split, the first thing to beat."""
+    """loss: nats a token. unigram_entropy: the loss of the training split's token frequencies on this split, the first thing to beat.
+    translations: of an encoder-decoder that translates, by pair of languages."""
 
     split: str
     step: int
@@ -31,26 +35,41 @@ class Score:
     accuracy: float
     tokens: int
     unigram_entropy: float
+    translations: list[Compared] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        values = asdict(self)
+        return values if self.translations else {name: value for name, value in values.items() if name != "translations"}
 
 
-def evaluate(folder: str | Path, split: str = "validation", *, limit: int | None = None, device: spec.Device = "auto") -> Score:
+def evaluate(
+    folder: str | Path,
+    split: str = "validation",
+    *,
+    limit: int | None = None,
+    device: spec.Device = "auto",
+    beams: Beams | None = None,
+    loss_only: bool = False,
+) -> Score:
     """Measure the newest checkpoint of a run's folder on a split of the data that it was prepared with.
 
-    limit: sequences, all when left out. Raises UserError: an unknown split, data that is gone or not the run's.
+    limit: sequences, and sentences that are translated; all when left out. beams: how these are looked for; none with loss_only. Raises
+    UserError: an unknown split, data that is gone or not the run's.
     """
     if split not in SPLITS:
         raise UserError(f"--split {split}: is none of {', '.join(SPLITS)}")
     trained = load(folder, device)
+    translating = trained.run.data.translates and not trained.run.model.causal and not loss_only
+    if translating:
+        check_installed("plait evaluate, without --loss-only,")
     devices.set_threads(trained.run.cluster.threads, 1)
     prepared = _data_of(Path(folder), trained)
     batches = EvaluationBatches(prepared.split(split, trained.run.data.sequence), limit)
     sums = measure(trained.compute, batches, [[0, batches.size]], _micro_batch(trained))
     loss = sums.loss / sums.targets
     entropy = prepared.unigram_entropy(split)
-    return Score(split, trained.step, loss, perplexity(loss), sums.correct / sums.targets, sums.targets, entropy)
+    translations = compare(trained, prepared, split, beams, limit) if translating else []
+    return Score(split, trained.step, loss, perplexity(loss), sums.correct / sums.targets, sums.targets, entropy, translations)
 
 
 def _micro_batch(trained: Trained) -> int:

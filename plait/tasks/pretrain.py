@@ -21,6 +21,7 @@ from plait.cluster.status import Status
 from plait.data.batches import Batches
 from plait.data.prepare import Progress
 from plait.data.prepare import prepare as prepare_data
+from plait.data.scoring import check_installed
 from plait.data.tokens import Prepared
 from plait.errors import DataError, Interrupted, PlaitError, RunFileError, StorageError, StorageFailed, UserError, WorkerFailed
 from plait.ledger import journal
@@ -104,7 +105,7 @@ def train(
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(record)
         if not quiet:
-            print(_guarantee(started.plan, None), flush=True)
+            print("\n".join([*map(str, started.rows), _guarantee(started.plan, None)]), flush=True)
         local.launch(replace(started.site, faults=tuple(faults)), ledger, nursery, status)
         return started.conclude(ledger)
 
@@ -140,7 +141,7 @@ def _train_under(
             status = Status(folder.path)
             with started.record([status, *listeners]) as record, started.disk_watch(record), started.copier(record), _telling(meeting):
                 ledger = started.ledger(record)
-                print(_guarantee(started.plan, world), flush=True)
+                print("\n".join([*map(str, started.rows), _guarantee(started.plan, world)]), flush=True)
                 lead(meeting, started.site, ledger, status)
                 result = started.conclude(ledger)
             outcome = 0
@@ -220,6 +221,7 @@ class Start:
         self._prepared = prepared
         batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint, run.data.skip)
         self.plan: Plan = plan_of(run, prepared, batches, elastic)
+        self.rows = batches.filling
         self._log_every = batches.steps_of(run.train.log_every)
         home = _second_home(run, folder, prepared)
         folder.claim(run, _facts(run, prepared))
@@ -314,6 +316,8 @@ def _splits(run: spec.Run) -> list[str]:
 def _check(run: spec.Run) -> None:
     """Refuse what cannot work wherever the run is kept, before anything is begun. Raises UserError."""
     check_alerts(run.alerts)
+    if run.train.evaluate_translations is not None:
+        check_installed("train.evaluate_translations")
     url = run.checkpoint.copy_to
     if url is not None and url.startswith("memory:"):
         raise RunFileError(f'checkpoint.copy = "{url}" is the memory of one process, and another copies; choose another place')

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plait.data.batches import EvaluationBatches
+from plait.data.pairs import Filling
 from plait.data.prepare import Progress
 from plait.data.tokens import SPLITS, Prepared
 from plait.errors import UserError
@@ -16,11 +18,13 @@ from plait.train.folder import read_run
 
 if TYPE_CHECKING:
     from plait.cluster.doctor import Finding
+    from plait.data.scoring import Scores
     from plait.tasks.answer import Answered, Answers
     from plait.tasks.beam import Beams
     from plait.tasks.evaluate import Score
     from plait.tasks.generate import Sampling
     from plait.tasks.pretrain import Result
+    from plait.tasks.rivals import Compared
     from plait.tasks.trained import Trained
     from plait.train.inventory import Held
 
@@ -65,7 +69,14 @@ def prepared_lines(prepared: Prepared) -> str:
     lines += [f"  {split:<10} {prepared.tokens(split):>14,} tokens in {prepared.documents(split):,} documents" for split in SPLITS]
     if prepared.tokens("train"):
         lines.append(f"  unigram entropy {prepared.unigram_entropy():.4f} nats a token: what a model must beat")
-    return "\n".join(lines + _left_out(prepared))
+    return "\n".join(lines + _left_out(prepared) + [f"  {filling}" for filling in _fillings(prepared)])
+
+
+def _fillings(prepared: Prepared) -> list[Filling]:
+    """How full the training split's rows of pairs are, by source; empty of other documents."""
+    if prepared.data is None or not prepared.data.translates or not prepared.tokens("train"):
+        return []
+    return EvaluationBatches(prepared.split("train", prepared.data.sequence)).filling
 
 
 def _left_out(prepared: Prepared) -> list[str]:
@@ -94,8 +105,9 @@ def conclusion(result: Result) -> str:
     lines = [f"{result.folder}: {result.step} steps done"]
     if result.evaluated is not None:
         lines.append(f"validation loss {result.evaluated.loss:.4f} after step {result.evaluated.step}")
-    writes = read_run(result.folder).model.family != "bert"
-    lines.append(f'next: plait generate {result.folder} --prompt "..."' if writes else f"next: plait evaluate {result.folder}")
+    run = read_run(result.folder)
+    how = f'translate {result.folder} "..."' if run.data.translates else f'generate {result.folder} --prompt "..."'
+    lines.append(f"next: plait {how}" if run.model.family != "bert" else f"next: plait evaluate {result.folder}")
     return "\n".join(lines)
 
 
@@ -105,6 +117,36 @@ def score_lines(score: Score) -> str:
         f"  over {score.tokens:,} tokens\n"
         f"unigram entropy {score.unigram_entropy:.4f}: the model is {score.unigram_entropy - score.loss:+.4f} nats a token better"
     )
+
+
+def translations_table(compared: list[Compared], split: str) -> None:
+    """BLEU and chrF by pair of languages, beside those of copying and of the nearest source."""
+    from rich.console import Console
+
+    for each in compared:
+        rivals = {"the model": each.model, "copying the source": each.copied, "nearest training source's target": each.nearest}
+        _scores_of_translations(f"{each.sentences:,} sentences of {split}, {each.pair}", rivals)
+        Console().print(each.signature, highlight=False, soft_wrap=True)
+
+
+def against_table(sentences: int, model: Scores, copied: Scores, signature: str) -> None:
+    """The same of a file, on standard error, beside the translations."""
+    from rich.console import Console
+
+    _scores_of_translations(f"{sentences:,} lines", {"the model": model, "copying the source": copied}, stderr=True)
+    Console(stderr=True).print(signature, highlight=False, soft_wrap=True)
+
+
+def _scores_of_translations(title: str, rivals: dict[str, Scores], stderr: bool = False) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in (title, "BLEU", "chrF"):
+        table.add_column(name, justify="left" if name == title else "right")
+    for name, scores in rivals.items():
+        table.add_row(name, f"{scores.bleu:.1f}", f"{scores.chrf:.1f}")
+    Console(stderr=stderr).print(table)
 
 
 def scores_table(scores: list[Score]) -> None:

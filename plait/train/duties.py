@@ -17,6 +17,7 @@ from plait.sync.phases import Phases
 from plait.sync.strategy import PeerLost
 from plait.train import manifest
 from plait.train.checkpoint import Checkpoints, load, names
+from plait.train.sentences import Sentences
 
 
 class Tells(Protocol):
@@ -39,6 +40,7 @@ class Duties:
         validation: EvaluationBatches | None,
         micro_batch: int,
         saves: bool,
+        sentences: Sentences | None = None,
     ) -> None:
         self._replica = replica
         self._sync = sync
@@ -47,6 +49,7 @@ class Duties:
         self._about = about
         self._validation = validation
         self._micro_batch = micro_batch
+        self._sentences = sentences
         self._facts: SimpleQueue[Message] = SimpleQueue()
         self._checkpoints = Checkpoints(folder, keep, self._saved, self._failed, replica.mesh.writers) if saves else None
 
@@ -55,7 +58,8 @@ class Duties:
             self._roll_back(verdict.to_step)
         if verdict.evaluate is not None and self._validation is not None:
             sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch, self._replica.mesh.lane)
-            self._ledger.tell(Measured(verdict.step, verdict.unit, "validation", sums.loss, sums.correct, sums.targets))
+            said = self._translated(verdict.evaluate)
+            self._ledger.tell(Measured(verdict.step, verdict.unit, "validation", sums.loss, sums.correct, sums.targets, said))
         if verdict.save:
             self._save(verdict)
         if verdict.bucket_bytes:
@@ -68,6 +72,12 @@ class Duties:
             progress("waits for a checkpoint to be written", "ledger")
             self._checkpoints.wait()
         self._tell_facts()
+
+    def _translated(self, ranges: Ranges) -> list[list[str]]:
+        if self._sentences is None or self._validation is None:
+            return []
+        progress("translates validation sentences")
+        return self._sentences.translated(self._replica.compute, ranges, self._validation.size)
 
     def _save(self, verdict: Verdict) -> None:
         """All that are told to give what they have; who has the position, writes."""

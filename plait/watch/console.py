@@ -197,7 +197,9 @@ def _places(layout: dict[str, int]) -> str:
 
 def _evaluated(event: events.Evaluated) -> str:
     loss, perplexity = _number(event.loss, ".4f"), _number(event.perplexity, ",.2f")
-    return f"step {event.step}  {event.split}: loss {loss}  perplexity {perplexity}  accuracy {_number(event.accuracy, '.1%')}"
+    return f"step {event.step}  {event.split}: loss {loss}  perplexity {perplexity}  accuracy {_number(event.accuracy, '.1%')}" + "".join(
+        f"  {name} {_number(score, '.1f')}" for name, score in event.scores.items()
+    )
 
 
 def _member(event: events.Lost | events.Corrupted) -> str:

@@ -25,10 +25,11 @@ from plait.tasks.huggingface.exporting import export_model
 from plait.tasks.huggingface.importing import import_model
 from plait.tasks.pretrain import train
 from plait.tasks.trained import load
+from plait.tasks.translate import load_translator
 from plait.train.folder import read_run
 from plait.train.huggingface.folder import describe
 from plait.train.huggingface.tensors import Tensors
-from tests.runs import tiny
+from tests.runs import T5_PAIRS, tiny, write_pairs
 from tests.tasks.foreign import CONTEXT, MODELS, VOCABULARY
 
 transformers = pytest.importorskip("transformers", reason="needs the extra [bench]")
@@ -278,3 +279,20 @@ def test_names_of_old_berts_are_read_and_its_other_heads_left_behind(saved: Call
     assert torch.equal(load(tmp_path / "ours", "cpu").module.norm.weight, tensors["cls.predictions.transform.LayerNorm.weight"])
     with pytest.raises(UserError, match=r'family = "bert" tells tokens that are hidden, and writes no text'):
         generate(load(tmp_path / "ours", "cpu").module, load(tmp_path / "ours", "cpu").tokenizer, ["a"])
+
+
+def test_a_translator_goes_and_comes_back_and_says_the_same(prepared: Path, nursery: Nursery, tmp_path: Path) -> None:
+    run = tiny(write_pairs(tmp_path), prepared, **T5_PAIRS, train__duration="2 steps", train__precision="fp32")
+    train(run, tmp_path / "run", nursery=nursery, quiet=True)
+    export_model(tmp_path / "run", tmp_path / "exported")
+    import_model(tmp_path / "exported", tmp_path / "back", context=32)
+    there = theirs(tmp_path / "exported")
+    ours, back = (load_translator(tmp_path / name, beams=3, tokens=12) for name in ("run", "back"))
+    line = "the cat sat"
+    ids = [*ours.trained.tokenizer.encode([line])[0].tolist(), ours.trained.tokenizer.end_of_text]
+    written = there.generate(torch.tensor([ids]), num_beams=3, max_new_tokens=12, length_penalty=1.0, do_sample=False)[0, 1:].tolist()
+    assert isinstance(ours.trained.module, Seq2Seq)
+    end = ours.trained.tokenizer.end_of_text
+    (found,) = search(ours.trained.module, [ids], end, end, Beams(3, 1.0, 12))
+    assert found.tokens == written[: len(found.tokens)]
+    assert ours.translate([line]) == back.translate([line])
