@@ -165,9 +165,3 @@ def test_shares_may_follow_speeds_where_one_phase_allows_it():
     phases = [{"strategy": "allreduce", "until": "9 steps"}, {"strategy": "diloco", "every": "4 steps"}]
     run = spec.parse({**LEAST, "sync": {"strategy": "phases", "phases": phases}, "balance": {"policy": "auto"}})
     assert run.balance.measures
-
-
-def test_an_encoder_is_not_compiled() -> None:
-    table = {"data": {"corpus": ["x.txt"], "objective": {"kind": "masked"}}, "train": {"duration": "1 steps", "compile": True}}
-    with pytest.raises(RunFileError, match=r'train.compile = true is for decoders: compiled, model.family = "bert"'):
-        spec.parse({**table, "model": {"family": "bert"}})

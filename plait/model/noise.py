@@ -34,6 +34,7 @@ class Noise:
 
     def __init__(self, seed: int, step: int, samples_B: Tensor, cut: Cut | None = None, counted_B: Tensor | None = None) -> None:
         self.key_B = _mix64(samples_B * _GOLDEN + _key64(f"{seed} {step}"))
+        self.zero = torch.zeros((), dtype=torch.int64, device=samples_B.device)
         self.cut = cut
         self.counted_B = counted_B
 
@@ -74,12 +75,13 @@ class Dropout(nn.Module):
 
     def keep(self, noise: Noise, rows_R: Tensor, columns_C: Tensor) -> Tensor:
         """Which elements stay, [B, R, C] bool, for the given global rows (int64) and columns (int32) of each sample."""
-        return keep_mask(_mix64(noise.key_B ^ self.key), rows_R, columns_C, self.rate)
+        # A compiler that sees which rows they are reckons with their products, which must wrap: it folds them, or takes it, as C++ does of
+        # signed numbers, that they never overflow. A zero that it cannot know hides them.
+        return keep_mask(_mix64(noise.key_B ^ self.key), rows_R ^ noise.zero, columns_C, self.rate)
 
 
 def keep_mask(key_B: Tensor, rows_R: Tensor, columns_C: Tensor, rate: float) -> Tensor:
     """Which elements stay, [B, R, C] bool, of samples with these keys, in these rows (int64) and columns (int32)."""
-    rows_R = rows_R ^ 0  # a compiler that folds indices into its own arithmetic would fold the product too, which must wrap
     words_BR1 = _mix64(key_B[:, None] + rows_R * _GOLDEN)[..., None]
     first, second = words_BR1.to(torch.int32), (words_BR1 >> 32).to(torch.int32)
     hash_BRC = first + columns_C * _WEYL32

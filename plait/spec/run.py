@@ -48,11 +48,6 @@ class Run(Section):
             )
         if self.layout.auto and (capacity is not None or self.sync.strategy != "allreduce"):
             raise ValueError('layout.auto is for sync.strategy = "allreduce" without balance.capacity so far; write the layout')
-        if self.train.compile and self.model.family in ("bert", "t5"):
-            raise ValueError(
-                f'train.compile = true is for decoders: compiled, model.family = "{self.model.family}" has gradients 1e-3 from '
-                "those that it has eagerly; leave compile out"
-            )
         if self.layout.pipeline > 1 and self.train.micro_batch == "auto":
             raise ValueError('train.micro_batch = "auto" measures whole models; write a number with layout.pipeline')
         if self.layout.pipeline > 1 and self.layout.schedule == "zero_bubble" and (whole := self._backward_in_one_piece()):
