@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-all bench check install clean
+.PHONY: demo examples test test-slow test-all bench check install clean
 
 install: .venv/installed
 
@@ -23,6 +23,9 @@ demo: install
 	$(BIN)/plait generate runs/demo --prompt "It is a truth universally acknowledged," --tokens 160
 	@echo
 	@echo "The run is in runs/demo: events.jsonl, checkpoints/, tensorboard/. To go on writing: $(BIN)/plait generate runs/demo --prompt '...'"
+
+examples: install
+	$(BIN)/python -m examples.all
 
 check: install
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Writes examples/corpora/facts: short reports of who is where and has what, with a question about each.
 
-    python examples/facts.py
+    python -m examples.corpora.facts
 
 Made up, by a fixed seed, from names in Jane Austen's novels: nobody's text, and nobody's rights. An answer stands in the report, so that a
 model must look it up; who guesses the commonest answer is right once in ten. The reports of test.jsonl.gz are none of train.jsonl.gz.
@@ -13,7 +13,7 @@ import json
 import random
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "corpora" / "facts"
+FOLDER = Path(__file__).parent / "facts"
 NAMES = ["Anne", "Emma", "Fanny", "Jane", "Elinor", "Harriet", "Frederick", "Henry", "Edward", "Charles"]
 PLACES = ["Bath", "London", "Lyme", "Highbury", "Meryton", "Kellynch", "Norland", "Barton", "Mansfield", "Longbourn"]
 THINGS = ["letter", "book", "horse", "parasol", "piano", "carriage", "ring", "map", "candle", "basket"]
