@@ -38,6 +38,7 @@ class Example:
 EXAMPLES = {
     "austen": Example(("austen",), measures.generator),
     "verses": Example(("verses",), measures.composer),
+    "translator": Example(("translator",), measures.translator),
     "answers": Example(("answers",), measures.answerer),
 }
 

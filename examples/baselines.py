@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import lzma
-import math
 import random
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,30 +69,3 @@ class NGram:
         while len(text) == self._length or not text.endswith(END):
             text += chance.choice(self._after[text[-self._length :]])
         return text.strip(END)
-
-
-class Nearest:
-    """Finds the training text that is most like a question: the cosine of words weighed by TF-IDF."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self._counts = [Counter(text.lower().split()) for text in texts]
-        held = Counter(word for counts in self._counts for word in counts)
-        self._rarity = {word: math.log(len(texts) / number) + 1 for word, number in held.items()}
-        self._holders = defaultdict(list)
-        for place, counts in enumerate(self._counts):
-            weights = self._weights(counts)
-            for word, weight in weights.items():
-                self._holders[word].append((place, weight))
-
-    def find(self, text: str) -> int:
-        """Its place among the texts; the first where none shares a word."""
-        likeness: Counter[int] = Counter()
-        for word, weight in self._weights(Counter(text.lower().split())).items():
-            for place, there in self._holders.get(word, ()):
-                likeness[place] += weight * there
-        return likeness.most_common(1)[0][0] if likeness else 0
-
-    def _weights(self, counts: Counter[str]) -> dict[str, float]:
-        weights = {word: number * self._rarity.get(word, 0.0) for word, number in counts.items()}
-        length = math.sqrt(sum(weight**2 for weight in weights.values())) or 1.0
-        return {word: weight / length for word, weight in weights.items()}

@@ -19,6 +19,7 @@ from plait.data import prepare, sources
 from plait.data.tokens import Prepared
 from plait.tasks.answer import Answers, answer, compare
 from plait.tasks.generate import Sampling
+from plait.tasks.neighbours import Neighbours
 from plait.train.folder import read_run
 
 VERSES = 200
@@ -106,9 +107,19 @@ def answerer(folder: Path) -> list[Figure]:
 def _nearest_answers(answers: Answers, folder: Path) -> tuple[float, float]:
     """(exact match, F1) of answering what is right for the training question that is most like the one asked."""
     learned = _conversations(read_run(folder).data)
-    nearest = baselines.Nearest([question for question, _ in learned])
-    scores = [compare(learned[nearest.find(each.question)][1], each.right) for each in answers.told]
+    nearest = Neighbours([question for question, _ in learned])
+    scores = [compare(learned[nearest.nearest(each.question)][1], each.right) for each in answers.told]
     return float(np.mean([exact for exact, _ in scores])), float(np.mean([f1 for _, f1 in scores]))
+
+
+def translator(folder: Path) -> list[Figure]:
+    """BLEU and chrF of the test split's translations, by beam search."""
+    (each,) = plait.evaluate(folder, "test").translations
+    rivals = {"copying the source": each.copied, "nearest source's": each.nearest}
+    return [
+        Figure("BLEU", ".1f", each.model.bleu, {name: scores.bleu for name, scores in rivals.items()}),
+        Figure("chrF", ".1f", each.model.chrf, {name: scores.chrf for name, scores in rivals.items()}),
+    ]
 
 
 def _conversations(data: spec.Data) -> list[tuple[str, str]]:

@@ -106,12 +106,6 @@ def test_xz_copies_what_it_has_read() -> None:
     assert baselines.xz_bits([text], [text]) < baselines.xz_bits(["a"], [text]) / 10
 
 
-def test_the_nearest_text_shares_rare_words() -> None:
-    nearest = baselines.Nearest(["the cat is in the house", "the dog is in the garden", "where is the parasol"])
-    assert nearest.find("is the Dog there") == 1
-    assert nearest.find("parasol") == 2
-
-
 def test_the_form_of_a_quatrain() -> None:
     poem = "床前明月光，疑是地上霜。\n舉頭望明月，低頭思故鄉。"
     assert measures.is_quatrain(poem)
