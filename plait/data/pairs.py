@@ -44,7 +44,9 @@ class Filling:
 
     def __str__(self) -> str:
         source, target = self.sides
+        apart = 1 - (self.read + self.told) / (self.pairs * (source + target))
         laid = f"{self.name}: {self.pairs:,} pairs in {self.rows:,} rows of {source} + {target} tokens, {self.padding:.1%} of them padding"
+        laid += f", {apart:.1%} with a pair a row" if self.rows < self.pairs else ""
         longer = f"; {self.longer:,} longer ones are {'cut off' if self.cut else 'left out'}" if self.longer else ""
         return f"{laid}{longer}"
 
@@ -134,17 +136,17 @@ class Pairs:
         return taken[places], firsts
 
 
-def texts(file: TokenFile, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The pairs of a file, of whatever length, as they were tokenised."""
+def texts(file: TokenFile, tokenizer: Tokenizer, most: int | None = None) -> list[tuple[str, str]]:
+    """The pairs of a file, of whatever length, as they were tokenised. most: so many, spread evenly over it; all when None."""
     assert file.learned is not None
-    tokens, learned = np.asarray(file.tokens), np.asarray(file.learned)
+    tokens, learned = file.tokens, np.asarray(file.learned)
     borders = np.flatnonzero(learned[1:] & ~learned[:-1]) + 1
     ends = np.append(file.starts[1:], len(tokens))
-    spans = zip(file.starts.tolist(), borders.tolist(), ends.tolist(), strict=True)
-    return [
-        (tokenizer.decode(tokens[first + 1 : border].tolist()), tokenizer.decode(tokens[border : end - 1].tolist()))
-        for first, border, end in spans
-    ]
+    count = min(most or len(borders), len(borders))
+    chosen = np.arange(count) * len(borders) // max(1, count)
+    spans = zip(file.starts[chosen].tolist(), borders[chosen].tolist(), ends[chosen].tolist(), strict=True)
+    sides = ((tokens[first + 1 : border], tokens[border : end - 1]) for first, border, end in spans)
+    return [(tokenizer.decode(source.tolist()), tokenizer.decode(target.tolist())) for source, target in sides]
 
 
 def packed(read_N: np.ndarray, told_N: np.ndarray, source: int, target: int) -> tuple[np.ndarray, np.ndarray]:

@@ -4,15 +4,17 @@ evenly its tokens lie over documents and sources, before and after."""
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from plait.data import records
+from plait.data.objective import Translation
+from plait.data.pairs import Pairs
 from plait.data.rows import Conversations
 from plait.data.splits import SPLITS
-from plait.data.tokens import Prepared
+from plait.data.tokens import Prepared, TokenFile
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -57,8 +59,8 @@ class SourceShare:
 
 @dataclass(frozen=True)
 class Filling:
-    """Conversations of the training split in rows of data.sequence tokens. A row costs the same however much of it is padding, so that
-    `filled`, the share of places that hold tokens, is the share of the work that is of use. cut: longer than a row."""
+    """Conversations or pairs of the training split in rows. A row costs the same however much of it is padding, so that `filled`, the share
+    of places that hold tokens, is the share of the work that is of use. cut: longer than a row, and cut or left out."""
 
     packed: bool
     rows: int
@@ -69,7 +71,7 @@ class Filling:
 @dataclass(frozen=True)
 class Statistics:
     """reasons: why documents were dropped. changes: how many each step changed. languages: of all documents, and of those that stayed.
-    filling: of conversations, one a row and packed."""
+    filling: of conversations and of pairs, one a row and packed."""
 
     read: int
     kept: int
@@ -112,15 +114,25 @@ def of(prepared: Prepared) -> Statistics:
 
 
 def _filling(prepared: Prepared) -> list[Filling]:
-    """Both ways, whichever of them data.chat asks for; empty where documents are texts."""
-    if prepared.template_file is None or prepared.sequence is None:
+    """Both ways, whichever of them the run file asks for; empty where documents are texts."""
+    if prepared.sequence is None or not prepared.whole:
         return []
-    files, length, found = prepared.split("train", prepared.sequence).sources, prepared.sequence, []
+    split, length, found = prepared.split("train", prepared.sequence), prepared.sequence, []
+    if isinstance(split.masking, Translation):
+        return [_of_pairs(split.sources, replace(split.masking, packed=packed)) for packed in (False, True)]
+    files = split.sources
     for packed in (False, True):
         each = [Conversations(file, length, packed) for file in files]
         rows = sum(source.length for source in each)
         found.append(Filling(packed, rows, sum(source.filled for source in each) / (rows * length), sum(source.cut for source in each)))
     return found
+
+
+def _of_pairs(files: list[TokenFile], sides: Translation) -> Filling:
+    each = [Pairs(file, sides).filling for file in files]
+    rows = sum(filling.rows for filling in each)
+    filled = sum(filling.read + filling.told for filling in each) / (rows * (sides.source + sides.target))
+    return Filling(sides.packed, rows, filled, sum(filling.longer for filling in each))
 
 
 def _falling(counts: dict[str, int]) -> dict[str, int]:

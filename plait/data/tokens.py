@@ -212,6 +212,11 @@ class Prepared:
         return self.folder / self._manifest.tokenizer.file
 
     @property
+    def whole(self) -> bool:
+        """Whether documents, conversations or pairs, stand in rows as a whole."""
+        return self.template_file is not None or (self._data is not None and self._data.translates)
+
+    @property
     def sequence(self) -> int | None:
         """The tokens of a row that the run file asks for, where it was opened by one."""
         return None if self._data is None else self._data.sequence
@@ -312,8 +317,7 @@ class Prepared:
                 f"the {name} split is empty: the corpus has {whole} document{'s' * (whole != 1)}, and splits are told by a hash of each "
                 f"one's content; cut it into more documents (data.separator) or give the split a larger share (data.split.{name})"
             )
-        whole = self.template_file is not None or (self._data is not None and self._data.translates)
-        if name == "train" and self.tokens(name) <= sequence and not whole:
+        if name == "train" and self.tokens(name) <= sequence and not self.whole:
             raise DataError(
                 f"the corpus is shorter than one sequence: {self.tokens(name)} tokens to train on, and data.sequence = {sequence} "
                 f"needs {sequence + 1}; add text or lower data.sequence"

@@ -38,7 +38,7 @@ def print_statistics(told: Statistics) -> None:
     _print(console, ["source", "read", "kept", "tokens", "share of text read", "share of tokens"], sources)
     _print(console, ["lengths", *(f"p{share * 100:g}" for share in QUANTILES), "mean", "in the longest 1%", "gini"], _lengths(told))
     filling = [["packed" if each.packed else "one a row", f"{each.rows:,}", f"{each.filled:.1%}", f"{each.cut:,}"] for each in told.filling]
-    _print(console, ["conversations", "rows", "tokens in them, not padding", "longer than a row"], filling)
+    _print(console, ["rows of conversations or pairs", "rows", "tokens in them, not padding", "longer than a row"], filling)
     _print(console, ["changed by", "documents"], [[name, f"{count:,}"] for name, count in told.changes.items()])
     _print(console, ["dropped by", "documents", "share"], [[name, f"{n:,}", f"{n / told.read:.1%}"] for name, n in told.reasons.items()])
     _print(console, ["could not be used", "documents"], [[name, f"{count:,}"] for name, count in told.broken.items()])

@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from plait.data.pairs import texts
 from plait.data.scoring import Scorer, Scores
 from plait.data.tokens import Prepared
@@ -20,6 +18,8 @@ from plait.tasks.neighbours import Neighbours
 from plait.tasks.trained import Trained
 from plait.tasks.translate import Translator, prefixes
 
+MEMORY = 100_000
+"""Training pairs of a source among which the nearest is looked for, spread evenly over it."""
 Pairs = list[tuple[str, str]]
 
 
@@ -46,21 +46,19 @@ def compare(
     limit: int | None = None,
 ) -> list[Compared]:
     """Every pair of languages of a split. limit: sentences of each, spread evenly over it; all when left out."""
-    before, learned = prefixes(trained.run.data), pairs_of(trained, prepared, "train")
+    before, learned = prefixes(trained.run.data), pairs_of(trained, prepared, "train", MEMORY)
     found = []
-    for name, whole in pairs_of(trained, prepared, split):
-        count = min(limit or len(whole), len(whole))
-        some = [whole[int(place)] for place in np.arange(count) * len(whole) // count]
+    for name, some in pairs_of(trained, prepared, split, limit):
         memory = [pair for other, pairs in learned for pair in pairs if before[other] == before[name]]
         found.append(_compared(name, some, Translator(trained, before[name], settings or Beams()), memory or [("", "")]))
     return found
 
 
-def pairs_of(trained: Trained, prepared: Prepared, split: str) -> list[tuple[str, Pairs]]:
-    """The pairs of a split as texts, by the name of their source; as they were tokenised."""
+def pairs_of(trained: Trained, prepared: Prepared, split: str, most: int | None = None) -> list[tuple[str, Pairs]]:
+    """The pairs of a split as texts, by the name of their source, so many of each at most; as they were tokenised."""
     whole, before, tokenizer = prepared.split(split, trained.run.data.sequence), prefixes(trained.run.data), trained.tokenizer
     return [
-        (name, [(source.removeprefix(before[name]), target) for source, target in texts(file, tokenizer)])
+        (name, [(source.removeprefix(before[name]), target) for source, target in texts(file, tokenizer, most)])
         for name, file in zip(whole.names, whole.sources, strict=True)
     ]
 

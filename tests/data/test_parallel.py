@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plait import spec
-from plait.data import prepare, sources
+from plait.data import prepare, sources, statistics
 from plait.data.batches import NO_TARGET, Batches, EvaluationBatches
 from plait.data.pairs import packed
 from plait.data.tokens import Prepared
@@ -98,7 +98,9 @@ def test_every_pair_is_told_once_and_counted_by_the_index(tmp_path: Path, pack: 
     assert read.tokens_BL.shape == (4, 64 + 48)
     (filling,) = batches.filling
     assert filling.pairs == 80
-    assert filling.padding < 0.2 if pack else filling.padding > 0.6
+    one, several = statistics.of(found).filling
+    assert one.filled < 0.4 < 0.8 < several.filled
+    assert 1 - filling.padding == pytest.approx((several if pack else one).filled)
 
 
 @given(st.lists(st.tuples(st.integers(2, 20), st.integers(1, 24)), min_size=1, max_size=60))
@@ -170,6 +172,7 @@ def test_an_empty_side_can_be_left_out_and_is_counted(tmp_path: Path) -> None:
     assert found.manifest.lineage.broken == {"empty side": 1}
 
 
+AMID = {"evaluate_translations": 4, "evaluate_every": "1 steps"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": {"objective": {"kind": "causal"}, "corpus": [{"path": "x", "target": "y"}]}}, r"target is of pairs, and objective.kind"),
     ({"data": {"clean": {}}}, r'clean is for texts, and objective.kind = "translate"'),
@@ -180,6 +183,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"family": "llama"}}, r'translates in conversations, and data.objective.kind = "translate" has none; write \[data.chat\]'),
     ({"model": {"family": "bert"}}, r'this family learns by "masked"'),
     ({"data": {"chat": {}}}, r'model.family = "t5" reads a source by itself'),
+    ({"train": {"evaluate_translations": 4}}, r"at each train.evaluate_every; leave it out"),
+    ({"train": AMID, "layout": {"tensor": 2}}, r"train.evaluate_translations needs whole models, and layout.tensor spreads them"),
 ]
 
 
@@ -189,6 +194,7 @@ def test_settings_that_exclude_each_other_are_refused(changes: dict[str, Any], w
         "model": {"family": "t5", "layers": 2, "width": 64, "heads": 4},
         "data": {"corpus": ["x.tsv"], "objective": {"kind": "translate"}},
         "train": {"duration": "1 steps"},
+        "layout": {},
     }
     with pytest.raises(RunFileError, match=why):
         spec.parse({section: {**values, **changes.get(section, {})} for section, values in table.items()})
