@@ -43,6 +43,7 @@ DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
+_STRIP = 64  # columns at once: four lines of the cache, and of usual matrices as many rows as a second-level cache holds
 _MOST_HEADER = 100 << 20  # the library's own limit
 
 
@@ -122,15 +123,24 @@ def write(
 
     Raises OSError.
     """
-    return _stream(path, _bytes_of(kinds, blocks, about))
+    return _stream(path, _ahead(_bytes_of(kinds, blocks, about)))
 
 
 def write_hashed(path: Path, kinds: Mapping[str, Kind], blocks: Callable[[str], Iterable[np.ndarray]]) -> Written:
     """The same with a checksum, which is taken of one block while the next is being read and written."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as hashing:
-        size = _stream(path, _hashed(_bytes_of(kinds, blocks, None), digest.update, hashing))
+        size = _stream(path, _hashed(_ahead(_bytes_of(kinds, blocks, None)), digest.update, hashing))
     return Written(size, digest.hexdigest())
+
+
+def transposed(values: np.ndarray) -> np.ndarray:
+    """A matrix turned over, in memory row by row: some columns at a time are brought together first, so that what is read lies side by side
+    and what is written is read out of a core's cache."""
+    turned = np.empty(values.shape[::-1], values.dtype)
+    for first in range(0, len(turned), _STRIP):
+        turned[first : first + _STRIP] = np.ascontiguousarray(values[:, first : first + _STRIP]).T
+    return turned
 
 
 def header(kinds: Mapping[str, Kind], about: Mapping[str, str] | None = None) -> bytes:
@@ -175,6 +185,15 @@ def _bytes_of(
             left -= len(values)
             yield values.data
         assert not left, (name, left)
+
+
+def _ahead(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
+    """The same, each made while the one before it is written."""
+    with ThreadPoolExecutor(1) as making:
+        coming = making.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = making.submit(next, blocks, None)
+            yield block
 
 
 def _hashed(blocks: Iterator[memoryview], update: Callable[[memoryview], None], hashing: ThreadPoolExecutor) -> Iterator[memoryview]:

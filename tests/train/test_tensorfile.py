@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from plait.errors import CheckpointError
-from plait.train.tensorfile import Kind, TensorFile, cast, header, write, write_hashed
+from plait.train.tensorfile import Kind, TensorFile, cast, header, transposed, write, write_hashed
 
 VALUES = np.arange(2 * 5 * 3, dtype=np.float32).reshape(2, 5, 3)
 KINDS = {"a": Kind("F32", (2, 5, 3)), "b": Kind("F32", (7,)), "none": Kind("F32", (0, 4))}
@@ -58,3 +59,20 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "bad.safetensors").write_bytes(damage)
     with pytest.raises(CheckpointError, match=r"bad.safetensors: is (no safetensors file|cut short)"):
         TensorFile(tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("shape", [(5, 37), (64, 16), (1, 1), (3, 0)])
+def test_a_matrix_is_turned_over(shape: tuple[int, int]) -> None:
+    values = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)[:, ::-1]
+    turned = transposed(values)
+    assert turned.flags.c_contiguous
+    assert np.array_equal(turned, values.T)
+
+
+def test_what_goes_wrong_while_the_next_block_is_made_is_told(tmp_path: Path) -> None:
+    def blocks(name: str) -> Iterator[np.ndarray]:
+        yield np.zeros(2, np.float32)
+        raise CheckpointError(f"{name}: is cut short")
+
+    with pytest.raises(CheckpointError, match="a: is cut short"):
+        write_hashed(tmp_path / "file", {"a": Kind("F32", (4,))}, blocks)

@@ -162,7 +162,7 @@ def _blocks(stored: Values, path: str, source: Source, first: int, code: str) ->
         whole, kind = stored.rows(path, first, first + source.rows)
         columns = max(1, BLOCK // (whole.itemsize * len(whole)))
         for start in range(0, whole.shape[1], columns):
-            yield tensorfile.cast(np.ascontiguousarray(whole[:, start : start + columns].T), kind, code)
+            yield tensorfile.cast(tensorfile.transposed(whole[:, start : start + columns]), kind, code)
         return
     rows = max(1, BLOCK // (4 * math.prod(source.shape[1:])))
     for start in range(first, first + source.rows, rows):

@@ -102,14 +102,14 @@ class Tensors:
         whole = self._read(source, (0,), source.shape[:1])
         columns = max(1, BLOCK // (4 * source.shape[0]))
         for first in range(0, source.shape[1], columns):
-            yield np.ascontiguousarray(whole[:, first : first + columns].T)
+            yield tensorfile.transposed(whole[:, first : first + columns])
 
     def _rows(self, source: Source, first: int, end: int, columns: tuple[int, int] | None) -> np.ndarray:
         """Rows, as plait has them, and of a matrix these columns."""
         if columns is None:
             return self._read(source, (first,), (end,))
         if source.transposed:
-            return self._read(source, (columns[0], first), (columns[1], end)).T
+            return tensorfile.transposed(self._read(source, (columns[0], first), (columns[1], end)))
         return self._read(source, (first, columns[0]), (end, columns[1]))
 
     def _read(self, source: Source, low: Sequence[int], high: Sequence[int]) -> np.ndarray:
