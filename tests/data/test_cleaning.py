@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plait import spec
+from plait import spec, store
 from plait.data import chunks, preparation, prepare, records, worker
 from plait.data.cleaning import cleaner, languages, near, repair, rules
 from plait.data.cleaning.cleaner import Cleaner
@@ -208,8 +208,10 @@ def test_duplicates_across_sources(tmp_path: Path, within: str, dropped: int) ->
 def test_what_shares_a_sequence_with_an_evaluation_set_is_dropped(tmp_path: Path) -> None:
     texts = prose(40)
     chinese = CHINESE * 2
-    (tmp_path / "eval.txt").write_text("Question: " + " ".join(texts[7].split()[20:33]) + "?\f" + CHINESE[30:70])
-    clean = spec.Clean(rules=[], against=[str(tmp_path / "eval.txt")], duplicates="keep")
+    (tmp_path / "eval.txt").write_text("Question: " + " ".join(texts[7].split()[20:33]) + "?")
+    elsewhere = store.at("memory://evaluation-sets")
+    elsewhere.write("chinese.txt", CHINESE[30:70].encode())
+    clean = spec.Clean(rules=[], against=[str(tmp_path / "eval.txt"), elsewhere.url("*.txt")], duplicates="keep")
     prepared = prepare.prepare(told(tmp_path, [*texts, chinese], clean=clean))
     assert [number for number, fate in enumerate(fates(prepared)) if fate == "evaluation set"] == [7, 40]
     assert prepared.records()["value"][7] == 1
