@@ -25,6 +25,7 @@ from rich.table import Table
 BENCHMARKS = (
     "one_process",
     "against_transformers",
+    "classifying",
     "two_replicas",
     "tensor",
     "shard",

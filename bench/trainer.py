@@ -30,8 +30,8 @@ def main(run_file: str, threads: int, ticks: str) -> None:
     expected = sum(parameter.numel() for parameter in model.parameters())
     print(f"{expected} parameters")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = _arguments(run, folder, batch)
-        Trainer(model, arguments, train_dataset=Rows(rows), callbacks=[Ticking(ticks, batch * run.data.sequence)]).train()
+        ticking = Ticking(ticks, batch * run.data.sequence)
+        Trainer(model, arguments(run, folder, batch), train_dataset=Rows(rows), callbacks=[ticking]).train()
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -76,7 +76,7 @@ def _config(run: spec.Run, vocabulary: int) -> GPT2Config:
     )
 
 
-def _arguments(run: spec.Run, folder: str, batch: int) -> TrainingArguments:
+def arguments(run: spec.Run, folder: str, batch: int) -> TrainingArguments:
     return TrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=batch,

@@ -63,27 +63,26 @@ def evaluate(
     folder: RunFolder,
     split: Annotated[list[str] | None, typer.Option(help="train, validation or test; repeat for a table.")] = None,
     limit: Annotated[int | None, typer.Option(help="Sequences; all when left out.", min=1)] = None,
+    baselines: Annotated[bool, typer.Option("--baselines", help="Of labels: show simpler ways to tell them beside it.")] = False,
+    confusion: Annotated[Path | None, typer.Option(metavar="FILE", help="Of labels: draw what is taken for what, as SVG.")] = None,
     device: Device = "auto",
     beams: Annotated[int, typer.Option(help="Of a translator: texts that are followed at once.", min=1)] = 4,
     length_penalty: Annotated[float, typer.Option(help="Of a translator: 0 prefers short texts, 1 the best mean.")] = 1.0,
     loss_only: Annotated[bool, typer.Option("--loss-only", help="Of a translator: do not translate.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a split.")] = False,
 ) -> None:
-    """Measure a trained model: loss, perplexity, accuracy of the next token; of a translator BLEU and chrF too."""
+    """Measure a trained model: loss, perplexity, accuracy of the next token; of labels F1, of a translator BLEU and chrF too."""
+    from plait.tasks import evaluate as evaluating
     from plait.tasks.beam import Beams
-    from plait.tasks.evaluate import evaluate as measure
-    from plait.tasks.showing import score_lines, scores_table, translations_table
+    from plait.tasks.showing import print_scores
 
+    splits = split or ["validation"]
     settings = {"limit": limit, "device": _device(device), "beams": Beams(beams, length_penalty), "loss_only": loss_only}
-    scores = [measure(folder, each, **settings) for each in split or ["validation"]]  # type: ignore[arg-type]
-    if as_json:
-        print("\n".join(json.dumps(score.as_dict()) for score in scores))
-    elif len(scores) == 1:
-        print(score_lines(scores[0]))
-    else:
-        scores_table(scores)
-    for score in () if as_json else scores:
-        translations_table(score.translations, score.split)
+    scores = [evaluating.evaluate(folder, each, **settings) for each in splits]  # type: ignore[arg-type]
+    beside = evaluating.baselines_of(folder, splits) if baselines else []
+    if confusion is not None:
+        evaluating.draw_confusion(scores[-1], confusion)
+    print_scores(scores, beside, as_json)
 
 
 @app.command()
@@ -214,20 +213,52 @@ def serve(
 
 
 @app.command()
+def classify(
+    folder: RunFolder,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Standard input, line by line, when left out.")] = None,
+    file: Annotated[Path | None, typer.Option("--on", metavar="FILE", help="Lines of text, or JSONL.")] = None,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a text.")] = False,
+) -> None:
+    """Tell the label of each text and how probable it is; or a number, or the label of each word."""
+    from plait.tasks import labelling
+    from plait.tasks.trained import load
+
+    for told in labelling.label(load(folder, _device(device)), texts or [], file):
+        print(labelling.as_json(told) if as_json else labelling.line(told), flush=True)
+
+
+@app.command()
 def answer(
     folder: RunFolder,
-    file: Annotated[Path, typer.Option("--on", metavar="FILE", help="JSONL or Parquet of questions and answers.")],
+    question: Annotated[str | None, typer.Option(help="A question of your own.")] = None,
+    passage: Annotated[str | None, typer.Option(help="What it is about; an encoder's answer is a span of it.")] = None,
+    file: Annotated[Path | None, typer.Option("--on", metavar="FILE", help="JSONL or Parquet of questions and answers.")] = None,
     limit: Annotated[int | None, typer.Option(help="Questions; all when left out.", min=1)] = None,
+    none: Annotated[
+        float | None, typer.Option(help="Spans: no answer where the best is not better by so much; always one when left out.")
+    ] = None,
     tokens: Annotated[int, typer.Option(help="Most tokens of an answer.", min=1)] = 64,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write each answer there, as JSONL.")] = None,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Answer a file's questions; exact match and F1, as SQuAD counts them."""
-    from plait.tasks.answer import answer as answer_all
-    from plait.tasks.showing import answers_table, write_lines
+    """Answer a question, or a file's; exact match and F1, as SQuAD counts them."""
+    from dataclasses import asdict
 
-    answers = answer_all(folder, file, limit=limit, tokens=tokens, device=_device(device))
+    from plait.tasks.answer import answer as answer_all
+    from plait.tasks.answer import reply
+    from plait.tasks.showing import answers_table, write_lines
+    from plait.tasks.trained import load
+
+    if (question is None) == (file is None):
+        raise UserError("give a --question (with its --passage), or questions --on a file")
+    if question is not None:
+        span = reply(load(folder, _device(device)), question, passage, none=none, tokens=tokens)
+        print(json.dumps(asdict(span), ensure_ascii=False) if as_json else span.answer or "(no answer)")
+        return
+    assert file is not None
+    answers = answer_all(folder, file, limit=limit, tokens=tokens, none=none, device=_device(device))
     if out is not None:
         write_lines(out, answers.told)
     if as_json:

@@ -93,16 +93,18 @@ class Step(Event):
 
 @dataclass(frozen=True, slots=True)
 class Evaluated(Event):
-    """Parameters after `step` on a split; accuracy is the share of next tokens told right. scores: of a translator
-    whose sentences are translated, BLEU and chrF, of 100; by pair of languages where there are several."""
+    """Parameters after `step` on a split; accuracy is the share of next tokens told right, or of labels, or of ends of answers; null where
+    numbers are told. tokens: targets. scores: of a translator whose sentences are translated, BLEU and chrF, of 100; by pair of languages
+    where there are several. f1: of labels, the mean of the F1 of each; null elsewhere."""
 
     step: int
     split: str
     loss: float
     perplexity: float
-    accuracy: float
+    accuracy: float | None
     tokens: int
     scores: dict[str, float] = field(default_factory=dict)
+    f1: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

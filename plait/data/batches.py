@@ -21,38 +21,18 @@ import numpy as np
 from plait import spec
 from plait.data import chance, order
 from plait.data.augment import Augmentation
+from plait.data.micro_batch import MicroBatch
 from plait.data.mixture import Mixture
 from plait.data.objective import NO_TARGET, Spans, Translation
 from plait.data.pairs import Filling, Pairs
 from plait.data.rows import Conversations, number_documents
+from plait.data.samples import SampleReader
 from plait.data.skipping import Skipped
 from plait.data.tokens import Split, TokenFile
 from plait.errors import RunFileError
 from plait.events import Ranges
 
 __all__ = ["NO_TARGET", "Batches", "EvaluationBatches", "MicroBatch", "batch_sizes", "in_lane"]
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """B sequences of L tokens, int64.
-
-    targets_BL: the next tokens, or those that were hidden, NO_TARGET where there is none. samples_B: numbers of the samples in the run,
-    which dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask, or where tokens see those
-    behind them and a row is padded: padding is a document of its own, -1. source: how many positions an encoder reads, and a decoder
-    writes the rest; targets are then the decoder's, and documents those of the source alone, unless a row holds several pairs of both.
-    """
-
-    tokens_BL: np.ndarray
-    targets_BL: np.ndarray
-    samples_B: np.ndarray
-    documents_BL: np.ndarray | None
-    step: int
-    source: int = 0
-
-    def without_targets(self) -> MicroBatch:
-        """The same forward pass, which counts for nothing."""
-        return replace(self, targets_BL=np.full_like(self.targets_BL, NO_TARGET))
 
 
 def in_lane(read: Callable[[int, int], MicroBatch], first: int, end: int, lane: tuple[int, int]) -> MicroBatch:
@@ -71,7 +51,7 @@ class Batches:
     def __init__(self, split: Split, train: spec.Train, fingerprint: str, skipped: Ranges | None = None) -> None:
         key = order.key_of(fingerprint, train.seed)
         self._split = split
-        self._reader = _Reader(split, train.seed, split.augmentation)
+        self._reader = _reader(split, train.seed, split.augmentation)
         self._mixture = Mixture(split.weights, key)
         self._keys = [order.key_of(key, source) for source in range(len(split.sources))]
         self._stages = _stages(train, split.sequence)
@@ -164,7 +144,7 @@ class EvaluationBatches:
     """A split in order, each sequence once; with a limit, so many of them spread evenly over it."""
 
     def __init__(self, split: Split, limit: int | None = None) -> None:
-        self._reader = _Reader(split)
+        self._reader = _reader(split)
         self._edges = np.cumsum([0] + [self._reader.length(source) for source in range(len(split.sources))])
         self._sequences = self._reader.sequences
         self.size = min(limit or self._sequences, self._sequences)
@@ -188,6 +168,10 @@ class EvaluationBatches:
         numbers = np.arange(first, end, dtype=np.int64) * self._sequences // self.size
         sources = np.searchsorted(self._edges, numbers, side="right") - 1
         return numbers, sources, numbers - self._edges[sources]
+
+
+def _reader(split: Split, seed: int = 0, augmentation: Augmentation | None = None) -> _Reader | SampleReader:
+    return _Reader(split, seed, augmentation) if split.told is None else SampleReader(split)
 
 
 class _Reader:

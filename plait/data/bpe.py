@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer as Engine
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from plait.data import vocabulary
 from plait.errors import DataError
@@ -40,6 +40,10 @@ class JsonTokenizer:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         encodings = self._engine.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoding = self._engine.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, dtype=np.uint32), np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
 
     def token(self, name: str) -> int | None:
         found: int | None = self._engine.token_to_id(name)
@@ -80,6 +84,17 @@ def train(texts: Iterable[str], size: int, special: Sequence[str] = (END_OF_TEXT
             f"data.tokenizer: train = {size} is more than the corpus can give: "
             f"its training split yields {reached} entries; write train = {reached} or less, or add text"
         )
+    return engine.to_str()
+
+
+def framed(text: str, begin: str, end: str) -> str:
+    """A tokenizer.json that itself puts special tokens around a text, or two, as samples with labels are read; as it is if it does so."""
+    engine = Engine.from_str(text)
+    if engine.post_processor is not None and not isinstance(engine.post_processor, processors.ByteLevel):
+        return text
+    tokens = [(name, engine.token_to_id(name)) for name in dict.fromkeys((begin, end))]
+    single, pair = f"{begin} $A {end}", f"{begin} $A {end} $B:1 {end}:1"
+    engine.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
     return engine.to_str()
 
 

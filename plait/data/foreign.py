@@ -39,6 +39,11 @@ class SentencePiece:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(ids, dtype=np.uint32) for ids in self._engine.encode(texts)]
 
+    def located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._engine.encode(text)
+        ends = [min(len(text), len(self.decode(ids[: number + 1]))) for number in range(len(ids))]
+        return np.array(ids, dtype=np.uint32), np.array([[0, *ends[:-1]], ends], dtype=np.int64).T[: len(ids)]
+
     def token(self, name: str) -> int | None:
         found = int(self._engine.piece_to_id(name))
         return None if found == self._engine.unk_id() else found
@@ -81,6 +86,11 @@ class Tiktoken:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(self._engine.encode_ordinary(text), dtype=np.uint32) for text in texts]
+
+    def located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        ids = self._engine.encode_ordinary(text)
+        starts = np.array(self._engine.decode_with_offsets(ids)[1], dtype=np.int64)
+        return np.array(ids, dtype=np.uint32), np.stack([starts, np.append(starts[1:], len(text))[: len(starts)]], axis=1)
 
     def token(self, name: str) -> int | None:
         return self.end_of_text if name == vocabulary.ENDS[0] else None

@@ -117,8 +117,8 @@ Told = Masking | Spans | Translation
 
 
 def build(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Told | None:
-    """None for the next token. Raises DataError: a tokenizer without what the objective needs."""
-    if objective.kind == "causal":
+    """None for the next token, and for what is no token. Raises DataError: a tokenizer without what the objective needs."""
+    if objective.kind == "causal" or objective.labelled:
         return None
     if objective.kind == "translate":
         return _translation(objective, tokenizer, sequence)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from plait.data import records, tokens
+from plait.data import labels, records, tokens
 from plait.data.chat import Conversations
 from plait.data.chunks import Chunk
+from plait.data.labels import Documents, Encoded
 from plait.data.parallel import PairEncoder
 from plait.data.tokenizer import Tokenizer
 from plait.store import durable
@@ -33,18 +35,23 @@ class Done:
     tokens: int
 
 
-def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, encoder: Conversations | PairEncoder | None = None) -> Done:
-    """Tokenise a chunk into its piece; its records learn how many tokens each document has. encoder: of documents that are conversations,
-    or pairs. Raises OSError, DataError."""
+def write(
+    folder: Path, chunk: Chunk, tokenizer: Tokenizer, encoder: Conversations | PairEncoder | None = None, labelled: Documents | None = None
+) -> Done:
+    """Tokenise a chunk into its piece; its records learn how many tokens each document has. encoder, labelled: of documents that are
+    conversations or pairs, or have something told of them. Raises OSError, DataError."""
     dtype = token_dtype(tokenizer.vocabulary)
     end = np.array([tokenizer.end_of_text], dtype=dtype)
     told = None if encoder is None else encoder.encode(chunk.texts)
-    encoded = _encoded(chunk, tokenizer) if told is None else [ids for ids, _ in told]
+    asked = [] if labelled is None else labelled.encode(chunk.texts, chunk.fields)
+    encoded = [each.ids for each in asked] or (_encoded(chunk, tokenizer) if told is None else [ids for ids, _ in told])
     sizes = [len(text.encode()) for text in chunk.texts] if chunk.ids is None else _bytes_of(chunk.ids, tokenizer)
     rows = chunk.records.copy()
     kept = np.flatnonzero(rows["reason"] == records.KEPT)
     rows["tokens"][kept] = [len(each) + 1 for each in encoded]
     arrays: dict[str, Any] = {"about": np.array([len(encoded), sum(map(len, encoded)) + len(encoded)]), "records": rows}
+    if labelled is not None:
+        arrays["names"] = np.frombuffer(json.dumps(list(labelled.names)).encode(), dtype=np.uint8)
     for home, split in enumerate(tokens.SPLITS):
         mine = np.flatnonzero(rows["split"][kept] == home).tolist()
         arrays[split] = np.concatenate([end[:0], *(part for index in mine for part in (end, encoded[index].astype(dtype)))])
@@ -54,9 +61,25 @@ def write(folder: Path, chunk: Chunk, tokenizer: Tokenizer, encoder: Conversatio
         if told is not None:
             none = np.zeros(1, dtype=np.bool_)
             arrays[f"{split}_learned"] = np.concatenate([none[:0], *(part for index in mine for part in (none, told[index][1]))])
+        if labelled is not None:
+            arrays |= _told(split, asked, mine, rows[kept], labelled)
     with durable.writing(path_of(folder, chunk.number)) as file:
         np.savez(file, **arrays)
     return Done(*map(int, arrays["about"]))
+
+
+def _told(split: str, asked: list[Encoded], mine: list[int], rows: np.ndarray, labelled: Documents) -> dict[str, np.ndarray]:
+    """What is told of a split's documents, one after the other, and in which file and place the first of each label stands."""
+    lead = [labels.NONE] if labelled.of_tokens else []  # of the token that begins a document
+    parts = [np.append(lead, asked[index].told).astype(np.int32) for index in mine]
+    whole = np.concatenate([np.zeros(0, np.int32), *parts])
+    homes = np.repeat(mine, [len(part) for part in parts]).astype(np.int64)
+    places = [[number, *_place(rows[homes[whole == number][0]])] for number in range(len(labelled.names)) if (whole == number).any()]
+    return {f"{split}_told": whole, f"{split}_first": np.array(places, dtype=np.int64).reshape(-1, 3)}
+
+
+def _place(row: np.void) -> tuple[int, int]:
+    return int(row["file"]), int(row["place"])
 
 
 def _bytes_of(documents: list[np.ndarray], tokenizer: Tokenizer) -> list[int]:
@@ -109,6 +132,39 @@ def join(
     for name, array in ((names[1], np.cumsum(lengths) - lengths), (names[2], counts)):
         stored[name] = store(target / name, array.astype("<i8"))
     return tokens.Part(tokens=total, documents=len(lengths), text_bytes=text_bytes), stored
+
+
+def join_told(
+    folder: Path, numbers: list[int], split: str, index: int, target: Path, names: list[str], width: int
+) -> tuple[str, tokens.StoredFile]:
+    """What is told of one source's documents in a split, labels by their place in `names`; several numbers of each make a row."""
+    place = {name: number for number, name in enumerate(names)}
+    parts = [np.zeros(0, np.int32)]
+    for number in numbers:
+        own = np.array([place[name] for name in names_of(folder, number)], dtype=np.int32)
+        [told] = _each(folder, [number], f"{split}_told")
+        parts.append(np.where(told >= 0, own[told.clip(0)], told) if len(own) else told)
+    name = tokens.told_name(split, index)
+    whole = np.concatenate(parts)
+    return name, store(target / name, whole.reshape(-1, width) if width > 1 else whole)
+
+
+def names_of(folder: Path, number: int) -> list[str]:
+    """The labels of a piece, in the order of its numbers."""
+    [names] = _each(folder, [number], "names")
+    found: list[str] = json.loads(names.tobytes())
+    return found
+
+
+def labels_of(folder: Path, numbers: list[int], files: list[str]) -> list[labels.Label]:
+    """All labels that pieces tell of, counted. files: paths by number in a record."""
+    tally = labels.Tally()
+    for number in numbers:
+        for split in tokens.SPLITS:
+            told, first = (next(_each(folder, [number], f"{split}_{what}")) for what in ("told", "first"))
+            places = {int(label): f"{files[file]}:{place}" for label, file, place in first}
+            tally.take(names_of(folder, number), split, told, places)
+    return tally.sorted()
 
 
 def join_records(folder: Path, numbers: list[int], target: Path) -> tokens.StoredFile:

@@ -9,7 +9,6 @@ Whatever stands in the folder's `.making` is done already: each file there is wh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -22,15 +21,29 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from plait import __version__, spec
-from plait.data import binary, broken, chat, chunks, lineage, pieces, records, sources, splits, tokenizer, tokens, vocabulary
+from plait import spec
+from plait.data import (
+    beside,
+    binary,
+    broken,
+    chat,
+    chunks,
+    labels,
+    pieces,
+    records,
+    sources,
+    splits,
+    tokenizer,
+    tokens,
+    vocabulary,
+)
 from plait.data.broken import Aside
 from plait.data.chunks import Chunk, Taken
 from plait.data.cleaning import cleaner, study
 from plait.data.progress import Listener, Progress, Stage
 from plait.data.sources import Document, Source, SourceFile
 from plait.data.tokenizer import Tokenizer
-from plait.data.worker import Workers
+from plait.data.worker import Read, Workers
 from plait.errors import DataError
 from plait.store import durable
 
@@ -143,7 +156,7 @@ class Preparation:
             yield from self._studied()
             return
         with broken.Account(self._making, self._data.broken) as aside:
-            yield from chunks.cut(self._read(aside), self._total, self._data.numeric)
+            yield from chunks.cut(self._read(aside), self._total, self._data.numbers)
 
     def _studied(self) -> Iterator[Chunk]:
         decided = np.load(self._pieces / study.DECIDED, mmap_mode="r", allow_pickle=False)
@@ -157,7 +170,7 @@ class Preparation:
             fields = [each for each, stays in zip(studied.fields, stayed, strict=True) if stays]
             source = int(rows["source"][0])
             read = self._total * first // max(1, len(decided))
-            yield Chunk(number, source, texts, read, rows, fields, chunks.numbers_of(fields, self._data.numeric))
+            yield Chunk(number, source, texts, read, rows, fields, chunks.numbers_of(fields, self._data.numbers))
 
     # --- cleaning --------------------------------------------------------------------------------------------------
 
@@ -169,7 +182,7 @@ class Preparation:
         numbers: list[list[int]] = [[] for _ in self._sources]
         with broken.Account(self._making, self._data.broken) as aside:
             self._in_parallel(
-                _noted(chunks.cut(self._read(aside), self._total, self._data.numeric), numbers),
+                _noted(chunks.cut(self._read(aside), self._total, self._data.numbers), numbers),
                 lambda chunk: study.path_of(self._pieces, chunk.number).exists(),
                 lambda chunk: workers.study(self._pieces, chunk, self._data, evaluation),
                 lambda chunk, answer: self._tell("cleaning", chunk.read),
@@ -190,7 +203,7 @@ class Preparation:
 
     def _data_of_texts(self) -> spec.Data:
         """Settings to read texts by, of which nothing else is asked."""
-        return self._data.model_copy(update={"split": spec.Splits(), "numeric": []})
+        return self._data.model_copy(update={"split": spec.Splits(), "numeric": [], "objective": spec.Objective()})
 
     def _in_parallel(
         self,
@@ -280,16 +293,22 @@ class Preparation:
             self._tokens += done.tokens
             self._tell("tokenising", chunk.read)
 
-        pattern, talk, pairs = self._data.tokenizer.pattern, self._talk(), self._data.translates and self._data.chat is None
+        pattern, read = self._data.tokenizer.pattern, self._read_as()
         self._in_parallel(
             _noted(self._chunks(), numbers),
             lambda chunk: pieces.path_of(self._pieces, chunk.number).exists(),
-            lambda chunk: workers.write(self._pieces, chunk, stored, pattern, talk, pairs) if chunk.ids is None else self._written(chunk),
+            lambda chunk: workers.write(self._pieces, chunk, stored, pattern, read) if chunk.ids is None else self._written(chunk),
             settle,
         )
         if not self._documents:
             raise self._empty()
         return numbers
+
+    def _read_as(self) -> Read:
+        """How documents are read that are no plain texts."""
+        if self._data.chat is None and (self._data.translates or self._data.objective.labelled):
+            return self._data.objective
+        return self._talk()
 
     def _written(self, chunk: Chunk) -> Future[pieces.Done]:
         """A piece of tokens, which need no worker."""
@@ -309,7 +328,7 @@ class Preparation:
         """Token files, and the manifest after them."""
         self._tell("writing", self._total)
         engine = tokenizer.load(stored, self._data.tokenizer.pattern)
-        files = {stored.name: _stored(stored)}
+        files = {stored.name: beside.stored(stored)}
         parts: dict[str, list[tokens.Part]] = {split: [] for split in tokens.SPLITS}
         for split, mine in parts.items():
             for index, each in enumerate(numbers):
@@ -318,8 +337,10 @@ class Preparation:
                 mine.append(part)
                 files |= written
         files |= self._template()
-        scales, written = self._numeric(numbers)
-        about, told = self._about(numbers)
+        every, written = beside.labels(self._data, self._pieces, numbers, self._making, self._sources)
+        files |= written
+        scales, written = beside.numbers(self._data, self._pieces, numbers, self._making)
+        about, told = beside.about(self._data, self._pieces, numbers, self._making, self._sources)
         manifest = tokens.Manifest(
             format=tokens.FORMAT,
             request=self._folder.name,
@@ -329,6 +350,7 @@ class Preparation:
             splits=parts,
             files=files | written,
             numeric=scales,
+            labels=every,
             lineage=told,
             about=about,
         )
@@ -343,6 +365,8 @@ class Preparation:
 
     def _spoken(self, document: str) -> str:
         """What a tokenizer learns of a document: of a conversation, what is said; of a pair, both sides."""
+        if labels.has_parts(self._data.objective):
+            return labels.spoken(document, self._data.objective)
         said = [] if self._data.chat is None else [message["content"] for message in json.loads(document)]
         return "\n".join(said or json.loads(document)) if said or self._data.translates else document
 
@@ -353,35 +377,7 @@ class Preparation:
             return {}
         with durable.writing(self._making / chat.FILE) as file:
             file.write(talk[1].encode())
-        return {chat.FILE: _stored(self._making / chat.FILE)}
-
-    def _numeric(self, numbers: list[list[int]]) -> tuple[list[tokens.Scale], dict[str, tokens.StoredFile]]:
-        """Numeric fields, scaled by what the training split says of them."""
-        if not self._data.numeric:
-            return [], {}
-        whole = np.concatenate([pieces.joined_numbers(self._pieces, mine, "train") for mine in numbers if mine])
-        mean, deviation = (whole.mean(axis=0), whole.std(axis=0)) if len(whole) else (np.zeros(whole.shape[1]), np.ones(whole.shape[1]))
-        deviation = np.where(deviation > 0, deviation, 1.0)
-        files = {
-            tokens.numbers_name(split, index): pieces.store(
-                self._making / tokens.numbers_name(split, index), (pieces.joined_numbers(self._pieces, mine, split) - mean) / deviation
-            )
-            for split in tokens.SPLITS
-            for index, mine in enumerate(numbers)
-            if mine
-        }
-        named = zip(self._data.numeric, mean.tolist(), deviation.tolist(), strict=True)
-        return [tokens.Scale(field=field, mean=middle, deviation=width) for field, middle, width in named], files
-
-    def _about(self, numbers: list[list[int]]) -> tuple[dict[str, tokens.StoredFile], records.Lineage]:
-        """The records of all documents, and the steps that made them."""
-        every = sorted(number for mine in numbers for number in mine)
-        about = {records.DOCUMENTS: pieces.join_records(self._pieces, every, self._making)}
-        if (self._making / broken.QUARANTINE).exists():
-            about[broken.QUARANTINE] = _stored(self._making / broken.QUARANTINE)
-        rows = np.load(self._making / records.DOCUMENTS, mmap_mode="r", allow_pickle=False)
-        aside = json.loads((self._making / broken.ACCOUNT).read_bytes())
-        return about, lineage.told(self._data, self._sources, rows, aside, __version__)
+        return {chat.FILE: beside.stored(self._making / chat.FILE)}
 
     def _tell(self, stage: Stage, read: int) -> None:
         self._listener(Progress(min(read, self._total), self._total, self._documents, self._tokens, stage))
@@ -392,8 +388,3 @@ def _noted(cut: Iterable[Chunk], numbers: list[list[int]]) -> Iterator[Chunk]:
     for chunk in cut:
         numbers[chunk.source].append(chunk.number)
         yield chunk
-
-
-def _stored(path: Path) -> tokens.StoredFile:
-    with path.open("rb") as file:
-        return tokens.StoredFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())

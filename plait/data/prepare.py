@@ -113,7 +113,7 @@ def _request(data: spec.Data, found: list[Source], hashes: Hashes) -> str:
 def _besides(data: spec.Data, found: list[Source], hashes: Hashes) -> list[Any]:
     """What else shapes the folder, where it is asked for: folders of those who never asked keep their names."""
     split = data.split.model_dump(exclude_defaults=True, exclude={"validation", "test"})
-    settings: dict[str, Any] = {"split": split, "numeric": data.numeric, "largest": data.largest}
+    settings: dict[str, Any] = {"split": split, "numeric": data.numbers, "largest": data.largest}
     if data.chat is not None:
         settings["chat"] = [data.chat.model_dump(exclude={"template", "pack"}), chat.template_of(data.chat)]
     settings |= {
@@ -130,6 +130,8 @@ def _besides(data: spec.Data, found: list[Source], hashes: Hashes) -> list[Any]:
     if data.translates:
         sums = hashes.of(sources.read_paths(found))
         settings["pairs"] = [[file.target and sums[file.target], file.sides, file.prefix] for file in sources.every_file(found)]
+    if data.objective.labelled:
+        settings["objective"] = data.objective.model_dump(exclude=set(data.objective.MADE), exclude_none=True)
     if data.split.by == SOURCE:
         settings["names"] = [source.name for source in found]
     asked = {name: setting for name, setting in settings.items() if setting}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plait import spec
-from plait.data import chat, parallel, saved, streams, tables
+from plait.data import chat, labels, parallel, saved, streams, tables
 from plait.data.broken import Unusable, refuse
 from plait.errors import DataError
 
@@ -88,6 +88,7 @@ def _check_binary(found: list[Source], data: spec.Data) -> None:
         return
     fields = next(iter(data.needed_fields), None)
     asked = "data.chat" if data.chat else "data.clean" if data.clean else "data.split.together" if data.split.together else fields
+    asked = "data.objective" if asked is None and data.objective.labelled else asked
     if asked is not None:
         raise DataError(f"{file.path}: holds tokens, and {asked} is for text; leave it out, or name the text that they were made from")
     if data.tokenizer.file is None:
@@ -225,8 +226,8 @@ def _plain(path: Path, data: spec.Data, on_read: Callable[[int], None]) -> Itera
     """Line breaks beside a separator belong to it, not to the documents."""
     if data.chat is not None:
         raise DataError(f"{path}: is plain text, and data.chat asks for conversations; use JSONL or Parquet")
-    if data.needed_fields:
-        asked = ", ".join(f"{name} = {field!r}" for name, field in data.needed_fields.items())
+    if data.needed_fields or data.objective.labelled:
+        asked = ", ".join(f"{name} = {field!r}" for name, field in data.needed_fields.items()) or "data.objective"
         raise DataError(f"{path}: is plain text, and {asked} asks for a field of rows; use JSONL or Parquet")
     for offset, piece in streams.cut(streams.read(path, on_read), data.separator.encode(), data.largest):
         yield _usable(f"{path}, byte {offset}", piece, data, partial(_stripped, path, offset, piece))
@@ -294,6 +295,8 @@ def _row(place: str, number: int, line: str, file: SourceFile, data: spec.Data) 
         return _row_of_sides(place, number, row, file, data)
     if data.chat is not None:
         return _conversation(place, number, row, data)
+    if labels.has_parts(data.objective):
+        return Document(labels.document(place, row, data), number, _fields(place, row, data))
     if data.field not in row:
         why = f"has no {data.field!r}; its keys are {', '.join(map(repr, row)) or 'none'}; set data.field"
         raise Unusable(place, "no field", why)
@@ -324,7 +327,7 @@ def _value(place: str, row: dict[str, Any], setting: str, field: str, data: spec
     value = value.isoformat() if isinstance(value, date) else value
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     since = next((each for each in (data.split.validation_from, data.split.test_from) if each is not None), None)
-    asked = "a number" if field in data.numeric else None
+    asked = "a number" if field in data.numbers else None
     if setting == "data.split.by" and since is not None:
         asked = "text" if isinstance(since, str) else "a number"
     if (asked == "a number" and not number) or (asked == "text" and not isinstance(value, str)):
@@ -356,11 +359,12 @@ def _columns(file: SourceFile, names: list[str], data: spec.Data) -> list[str]:
     if data.chat is not None:
         asked = [name for name in (data.chat.messages, data.chat.prompt, data.chat.answer) if name in names]
         return list(dict.fromkeys([*asked, *data.needed_fields.values()]))
-    for field in [data.field, *data.needed_fields.values()]:
+    wanted = list(dict.fromkeys([*labels.fields_of(data), *data.needed_fields.values()]))
+    for field in wanted:
         if field not in names:
             why = f"has no column {field!r}; its columns are {', '.join(names)}; set data.field"
             raise Unusable(str(file.path), "no field", why)
-    return list(dict.fromkeys([data.field, *data.needed_fields.values()]))
+    return wanted
 
 
 def _table_row(place: str, number: int, row: dict[str, Any], file: SourceFile, data: spec.Data) -> Item:
@@ -368,6 +372,8 @@ def _table_row(place: str, number: int, row: dict[str, Any], file: SourceFile, d
         return _usable(place, b"", data, lambda: _row_of_sides(place, number, row, file, data))
     if data.chat is not None:
         return _usable(place, b"", data, lambda: _conversation(place, number, row, data))
+    if labels.has_parts(data.objective):
+        return _usable(place, b"", data, lambda: Document(labels.document(place, row, data), number, _fields(place, row, data)))
     value = row[data.field]
     raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b""
     return _usable(place, raw, data, lambda: Document(_checked(place, data.field, value), number, _fields(place, row, data)))

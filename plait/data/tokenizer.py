@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
         """The token numbers of each text, uint32, with nothing added; a special token's name is text like any other."""
         ...
 
+    def located(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, edges): the token numbers of a text, and where each begins and ends in it, in characters, [tokens, 2]."""
+        ...
+
     def token(self, name: str) -> int | None:
         """The number of a token, a special one say, by its name."""
         ...

@@ -8,6 +8,7 @@
         train-0.counts.npy         how often each token comes, int64
         train-0.learned.npy        of conversations: which tokens are learned, bool
         chat_template.jinja        of conversations: the template that they were written by
+        train-0.told.npy           of rows that are samples: a label of each document or token, or an answer's place, int32
         train-0.numbers.npy        numeric fields of each document, where data.numeric names some
         validation-0.npy ...
         documents.npy              what became of each document of the corpus (records.py)
@@ -29,8 +30,9 @@ import pydantic
 from numpy.lib.stride_tricks import sliding_window_view
 
 from plait import spec
-from plait.data import chat, kept, records, tokenizer
+from plait.data import chat, kept, records, samples, tokenizer
 from plait.data.augment import Augmentation
+from plait.data.labels import Label, Scale
 from plait.data.objective import Told, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
@@ -60,14 +62,6 @@ class StoredTokenizer(pydantic.BaseModel):
     fingerprint: str
 
 
-class Scale(pydantic.BaseModel):
-    """How a numeric field is scaled: by its mean and standard deviation in the training split."""
-
-    field: str
-    mean: float
-    deviation: float
-
-
 class Manifest(pydantic.BaseModel):
     """What a prepared folder says of itself."""
 
@@ -79,6 +73,7 @@ class Manifest(pydantic.BaseModel):
     splits: dict[str, list[Part]]
     files: dict[str, StoredFile]
     numeric: list[Scale] = []
+    labels: list[Label] = []
     lineage: records.Lineage | None = None
     about: dict[str, StoredFile] = {}
     """Files that tell how the others came about: not part of what is trained on, nor of its fingerprint."""
@@ -162,6 +157,8 @@ class Split:
     packed: bool = False
     names: list[str] = field(default_factory=list)
     """Of the sources."""
+    told: samples.Told | None = None
+    """Of samples with labels, what is told of them."""
 
     @property
     def tokens(self) -> int:
@@ -245,7 +242,17 @@ class Prepared:
         packed = self._data.chat is not None and self._data.chat.pack
         told = self._data.document_mask or packed, self._masking(sequence), self._augmentation(name), packed
         names = names_of(self._data)
-        return Split(name, files, weighed, sequence, *told, [names[index] for index in filled])
+        samples_told = samples.told(self, self._data, name, filled, sequence)
+        return Split(name, files, weighed, sequence, *told, [names[index] for index in filled], samples_told)
+
+    def told(self, split: str, source: int = 0) -> np.ndarray:
+        """What is told of a source's documents in a split, as they were prepared: labels are numbers in the manifest's list."""
+        return _load(self.folder / told_name(split, source))
+
+    def objective(self) -> spec.Objective:
+        """The objective with all that is known by the rows: labels, what they weigh, how numbers are scaled. Raises as `split`."""
+        assert self._data is not None
+        return samples.settled(self._data, self._manifest)
 
     def _weights(self) -> list[float]:
         """By which sources are drawn: weight * tokens^(1/temperature), of the training split, to a thousandth of the whole."""
@@ -317,7 +324,8 @@ class Prepared:
                 f"the {name} split is empty: the corpus has {whole} document{'s' * (whole != 1)}, and splits are told by a hash of each "
                 f"one's content; cut it into more documents (data.separator) or give the split a larger share (data.split.{name})"
             )
-        if name == "train" and self.tokens(name) <= sequence and not self.whole:
+        labelled = self._data is not None and self._data.objective.labelled
+        if name == "train" and self.tokens(name) <= sequence and not (self.whole or labelled):
             raise DataError(
                 f"the corpus is shorter than one sequence: {self.tokens(name)} tokens to train on, and data.sequence = {sequence} "
                 f"needs {sequence + 1}; add text or lower data.sequence"
@@ -358,6 +366,10 @@ def numbers_name(split: str, index: int) -> str:
 
 def learned_name(split: str, index: int) -> str:
     return f"{split}-{index}.learned.npy"
+
+
+def told_name(split: str, index: int) -> str:
+    return f"{split}-{index}.told.npy"
 
 
 def counts_name(split: str, index: int) -> str:

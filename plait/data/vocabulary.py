@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 
+BEGINS = ("[CLS]", "<s>")
+"""The token that a sample with a label begins with, where a tokenizer has one; the end of text begins it elsewhere."""
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
 """The token that stands for a masked one."""
 PADDING = "<pad>"

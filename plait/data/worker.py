@@ -32,11 +32,14 @@ from plait import spec
 from plait.data import bpe, pieces, records, tokenizer
 from plait.data.chat import Conversations
 from plait.data.chunks import Chunk
+from plait.data.labels import Documents
 from plait.data.parallel import PairEncoder
 from plait.errors import DataError, WorkerFailed
 
 Talk = tuple[spec.Chat, str]
 """How conversations are read: the settings, and the template."""
+Read = Talk | spec.Objective | None
+"""How documents are that are conversations, pairs, or have something told of them; plain texts when None."""
 
 _LENGTH = struct.Struct("<Q")
 _PACKAGE = Path(__file__).parents[2]
@@ -74,13 +77,11 @@ class Workers:
         finally:
             self._free.put(process)
 
-    def write(
-        self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None, talk: Talk | None = None, pairs: bool = False
-    ) -> Future[pieces.Done]:
-        """Tokenise a chunk to its piece; the future raises OSError, DataError or WorkerFailed. talk: its documents are conversations;
-        pairs: or a source and a target each."""
-        told = None if talk is None else [talk[0].model_dump(), talk[1]]
-        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern, "talk": told, "pairs": pairs}
+    def write(self, folder: Path, chunk: Chunk, stored: Path, pattern: str | None, read: Read = None) -> Future[pieces.Done]:
+        """Tokenise a chunk to its piece; the future raises OSError, DataError or WorkerFailed."""
+        talk = [read[0].model_dump(), read[1]] if isinstance(read, tuple) else None
+        told = read.model_dump() if isinstance(read, spec.Objective) else None
+        request = {"do": "write", "folder": str(folder), "tokenizer": str(stored), "pattern": pattern, "talk": talk, "objective": told}
         return self._threads.submit(self._written, request, chunk)
 
     def study(self, folder: Path, chunk: Chunk, data: spec.Data, evaluation: Path) -> Future[dict[str, Any]]:
@@ -138,8 +139,11 @@ def _tokenise(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     chunk = _chunk(request, requests)
     engine, talk = _loaded(request["tokenizer"], request["pattern"]), request["talk"]
-    encoder = PairEncoder(engine) if request["pairs"] else None if talk is None else Conversations(spec.Chat(**talk[0]), talk[1], engine)
-    done = pieces.write(Path(request["folder"]), chunk, engine, encoder)
+    told = None if request["objective"] is None else spec.Objective(**request["objective"])
+    pairs = PairEncoder(engine) if told is not None and told.kind == "translate" else None
+    encoder = pairs if talk is None else Conversations(spec.Chat(**talk[0]), talk[1], engine)
+    labelled = Documents(told, engine) if told is not None and told.labelled else None
+    done = pieces.write(Path(request["folder"]), chunk, engine, encoder, labelled)
     return {"documents": done.documents, "tokens": done.tokens}
 
 

@@ -7,11 +7,10 @@ Who is asked may be lost, or be called back to a checkpoint before it has measur
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-from plait import events
 from plait.events import Event
+from plait.ledger.measures import evaluated
 from plait.ledger.messages import Measured, Member, Outbox, Verdict
 
 Score = Callable[[list[list[str]]], dict[str, float]]
@@ -54,11 +53,8 @@ class Evaluations:
             return
         del self._asked[part.step]
         ordered = [one for _, one in sorted(told, key=lambda each: (each[0], each[1].unit))]
-        targets = sum(one.targets for one in ordered)
-        loss = math.fsum(one.loss_sum for one in ordered) / targets
-        accuracy = sum(one.correct for one in ordered) / targets
         scores = self._score([each for one in ordered for each in one.translated])
-        self._record(events.Evaluated(self._clock(), part.step, part.split, loss, events.perplexity(loss), accuracy, targets, scores))
+        self._record(evaluated(self._clock(), ordered, scores))
 
     def forget(self, replica: int) -> None:
         """It is gone: what all its ranks have told counts, the rest another measures."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from plait.events import Load
-from plait.ledger.messages import Did, Member, Vote
+from plait.events import Evaluated, Load, perplexity
+from plait.ledger.messages import Did, Measured, Member, Vote
 
 
 class Told(NamedTuple):
@@ -47,6 +47,31 @@ def sum_of_loads(done: Iterable[Did]) -> Load:
             if load:
                 total[layer] = [sum(both) for both in zip(total[layer] or [0] * len(load), load, strict=True)]
     return total
+
+
+def evaluated(time: float, parts: Sequence[Measured], scores: dict[str, float]) -> Evaluated:
+    """What the parts of an evaluation, in a fixed order, add up to. scores: of translations."""
+    targets = sum(part.targets for part in parts)
+    loss = math.fsum(part.loss_sum for part in parts) / targets
+    rights = [part.correct for part in parts if part.correct is not None]
+    accuracy = sum(rights) / targets if len(rights) == len(parts) else None
+    confusions = [part.confusion for part in parts if part.confusion]
+    f1 = macro_f1([[sum(cells) for cells in zip(*rows, strict=True)] for rows in zip(*confusions, strict=True)]) if confusions else None
+    return Evaluated(time, parts[0].step, parts[0].split, loss, perplexity(loss), accuracy, targets, scores, f1)
+
+
+def f1_of_labels(confusion: Sequence[Sequence[int]]) -> list[float]:
+    """The harmonic mean of precision and recall of each label; 0 where it was never told right. confusion: [right][told]."""
+    told = [sum(row[label] for row in confusion) for label in range(len(confusion))]
+    both = [2 * row[label] / ((sum(row) + told[label]) or 1) for label, row in enumerate(confusion)]
+    return both
+
+
+def macro_f1(confusion: Sequence[Sequence[int]]) -> float:
+    """The mean over labels that come, or were told."""
+    come = [bool(sum(row) or sum(other[label] for other in confusion)) for label, row in enumerate(confusion)]
+    scores = [score for score, comes in zip(f1_of_labels(confusion), come, strict=True) if comes]
+    return math.fsum(scores) / len(scores)
 
 
 @dataclass

@@ -242,16 +242,18 @@ class Hand:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One rank's part of an evaluation: sums over its targets. unit: of the verdict that asked for it. translated: [pair of languages,
-    right translation, the model's]."""
+    """One rank's part of an evaluation: sums over its targets. unit: of the verdict that asked for it. correct: None where none is right
+    or wrong. translated: [pair of languages, right translation, the model's]. confusion: of labels, how many of each (row) were told to be
+    each (column)."""
 
     step: int
     unit: int
     split: str
     loss_sum: float
-    correct: int
+    correct: int | None
     targets: int
     translated: list[list[str]] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ class Rotation(NamedTuple):
 class Around(NamedTuple):
     """What every block is given beside x, alike in all of them: made from the tokens, so that it need not travel.
 
-    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None. bias: what is added to scores.
+    mask: bool, true where a query may see a key, [B, 1, L, keys]; plainly causal when None. bias: what is added to scores. segments_BL,
+    padded_BL: which of an encoder's two texts stands at each position of x, and which stand for nothing.
     """
 
     rotation: Rotation | None = None
@@ -46,6 +47,8 @@ class Around(NamedTuple):
     noise: Noise | None = None
     cut: Cut | None = None
     bias: ScoreBias | None = None
+    segments_BL: Tensor | None = None
+    padded_BL: Tensor | None = None
 
 
 PLAIN = Around()

@@ -28,21 +28,25 @@ def build(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    head: spec.Head | None = None,
 ) -> nn.Module:
-    """The model on `device` in `dtype`, with the values that (settings, seed) mean on every rank and in every layout.
+    """The model on `device` in `dtype`, with the values that (settings, seed) mean on every rank and in every layout. head: what an encoder
+    tells in place of tokens.
 
     Raises RunFileError: a user's class that cannot be found, called or built, or does not fit the protocol.
     """
-    module = skeleton(model, vocabulary, sequence, seed).to(device=device, dtype=dtype)
+    module = skeleton(model, vocabulary, sequence, seed, head).to(device=device, dtype=dtype)
     if isinstance(module, Layered):
         initialise(module, module.initial, seed)
     return module
 
 
-def skeleton(model: spec.Model, vocabulary: int, sequence: int, seed: int) -> nn.Module:
+def skeleton(model: spec.Model, vocabulary: int, sequence: int, seed: int, head: spec.Head | None = None) -> nn.Module:
     """The model on the CPU before its initial values are drawn; a user's own has them already. Raises as `build`."""
     if model.family not in spec.Model.FAMILIES:
         return _build_own(model, vocabulary, sequence, seed)
+    if head is not None:
+        return Encoder(model, vocabulary, sequence, head)
     return _KINDS.get(model.family, Decoder)(model, vocabulary, sequence)
 
 

@@ -22,7 +22,7 @@ from plait.model.sharding import ShardingTable
 class Layered(nn.Module):
     """context: most positions that it computes. sharding, initial: tables read by whoever cuts it or gives it values.
     without_gradient: rows of parameters whose true gradient is zero, by pattern: what adds alike to the scores of all keys changes no
-    weight."""
+    weight. leaves_around: `leave` is given what blocks are given, behind x."""
 
     model: spec.Model
     context: int
@@ -30,6 +30,7 @@ class Layered(nn.Module):
     sharding: ShardingTable
     initial: InitialTable
     without_gradient: dict[str, tuple[int, int]]
+    leaves_around = False
 
     def check_length(self, length: int) -> None:
         """Raises ValueError: more positions than the context."""

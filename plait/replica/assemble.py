@@ -15,16 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
 from plait import spec
 from plait.errors import RunFileError
 from plait.model import lora
 from plait.model.build import skeleton
+from plait.model.encoder import Mean
 from plait.model.init import InitialTable, initial_rows
 from plait.model.sharding import Placement, ShardingTable, placement
 from plait.replica import collectives, context, expert, tensor
@@ -62,15 +65,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Assembly:
-    """module: this rank's. stages: what it consists of, where layers are spread over a pipeline; elsewhere: what of the model's
-    state other stages hold. sequence_parallel: tensor ranks cut the
-    residual stream by positions. first_entry: of the vocabulary in this rank's logits, where the tensor axis spreads them; None where
-    they are whole. left_out: paths that checkpoints leave to the base, which has them."""
+    """module: this rank's. stages: what it consists of, where layers are spread over a pipeline; elsewhere: what of the model's state other
+    stages hold. sequence_parallel: tensor ranks cut the residual stream by positions. outputs: logits at a position, of the vocabulary or
+    of a task's head. first_entry: of them in this rank's logits, where the tensor axis spreads them; None where they are whole. left_out:
+    paths that checkpoints leave to the base, which has them."""
 
     module: nn.Module
     leaves: list[Leaf]
     mesh: Mesh
-    vocabulary: int
+    outputs: int
     shards: Shards | None = None
     sequence_parallel: bool = False
     first_entry: int | None = None
@@ -85,6 +88,10 @@ class Assembly:
 
 class Base(Protocol):
     """A model to go on from."""
+
+    def lacks(self, path: str) -> bool:
+        """Whether a parameter, of a head that the model has not, begins afresh."""
+        ...
 
     def fill(self, state: dict[str, Any], elsewhere: Collection[str]) -> None:
         """Give the tensors of a state, "model.<path>", its values, in place; elsewhere: paths that other ranks hold."""
@@ -116,10 +123,11 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
             leaves.append(Leaf(path, parameter, parts[path], partial, counted, alike=alike))
         else:
             leaves.append(Leaf(path, held.parameter, held.part, partial, counted, held.holder, alike))
-    first_entry = chunk_span(vocabulary, *mesh.of("tensor"))[0] if spread else None
+    outputs = vocabulary if run.data.objective.head is None else run.data.objective.head.outputs
+    first_entry = chunk_span(outputs, *mesh.of("tensor"))[0] if spread else None
     called, elsewhere = ((), whole - whole) if stages is None else (stages.modules, whole - kept_paths(module))
     left_out = frozenset(leaf.path for leaf in leaves if run.adapted and not leaf.trained)
-    assembly = Assembly(module, leaves, mesh, vocabulary, shards, sequence_parallel, first_entry, called, elsewhere, left_out)
+    assembly = Assembly(module, leaves, mesh, outputs, shards, sequence_parallel, first_entry, called, elsewhere, left_out)
     if not assembly.trained:
         raise RunFileError(f"layout: what a rank holds at {mesh.place} is frozen as a whole; use a layout without such ranks")
     _fill(assembly, values, base)
@@ -146,13 +154,14 @@ def start_afresh(assembly: Assembly, run: spec.Run, vocabulary: int, base: Base 
 
 def _planned(run: spec.Run, vocabulary: int) -> nn.Module:
     """The whole model before it is cut, and before it has values."""
-    return lora.prepare(skeleton(run.model, vocabulary, run.data.sequence, run.train.seed), run.finetune, run.train.seed)
+    whole = skeleton(run.model, vocabulary, run.data.sequence, run.train.seed, run.data.objective.head)
+    return lora.prepare(whole, run.finetune, run.train.seed)
 
 
 @torch.no_grad()
 def _fill(assembly: Assembly, values: Values, base: Base | None) -> None:
     """Initial values, and those of the base for all but adapters."""
-    begun = [leaf for leaf in assembly.leaves if base is None or ".lora." in leaf.path]
+    begun = [leaf for leaf in assembly.leaves if base is None or ".lora." in leaf.path or base.lacks(leaf.path)]
     for leaf in begun:
         leaf.parameter.copy_(values(leaf.path, leaf.part))
     if base is not None:
@@ -199,11 +208,19 @@ def _insert(
     if (group := mesh.group("expert")) is not None:
         expert.insert(module, group)
     cutting = [mesh.group("context"), mesh.group("tensor") if sequence_parallel else None]
-    expert.share_sequences(module, [group for group in cutting if group is not None])
+    sharing = [group for group in cutting if group is not None]
+    expert.share_sequences(module, sharing)
+    _share_means(module, sharing)
     tensors = mesh.group("tensor")
     if tensors is not None and run.train.compile:
         collectives.hide_from_compilers()
     return tensors is not None and tensor.insert(module, placed, parts, tensors, sequence_parallel)
+
+
+def _share_means(module: nn.Module, groups: list[ProcessGroup]) -> None:
+    """The mean of a sample is over all who share its positions."""
+    for mean in (part for part in module.modules() if groups and isinstance(part, Mean)):
+        mean.total = lambda x: reduce(collectives.total, groups, x)
 
 
 def _shard(

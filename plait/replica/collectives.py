@@ -5,6 +5,7 @@
     all-reduce       copy                     partial sums made whole
     gather           reduce-scatter           parts of the positions [B, L / T, D] made whole
     reduce-scatter   gather                   partial sums made whole, each rank keeping its part of the positions
+    total            total                    partial sums made whole, of which each rank makes something of its own
 
 (Narayanan et al. 2021, Korthikanti et al. 2022: f and its conjugate, g and its conjugate.)
 """
@@ -39,6 +40,11 @@ def gather(x_BSD: Tensor, group: ProcessGroup) -> Tensor:
 def reduce_scatter(x_BLD: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over the group, of which each rank gets its part of the positions: [B, L / T, D]."""
     return cast(Tensor, _ReduceScatter.apply(x_BLD, group))
+
+
+def total(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The sum over the group; its gradient is summed too."""
+    return copy(all_reduce(x, group), group)
 
 
 def hide_from_compilers() -> None:

@@ -15,26 +15,17 @@ from torch import Tensor
 from plait import spec
 from plait.data.batches import MicroBatch
 from plait.model.cut import Cut, joined
-from plait.model.loss import cross_entropy, load_loss
 from plait.model.noise import Noise
-from plait.replica import context, tensor
+from plait.replica import context
 from plait.replica import device as devices
 from plait.replica.assemble import Assembly, kept_paths
 from plait.replica.placed import placed
+from plait.replica.telling import Sums, telling
 
 if TYPE_CHECKING:
     from plait.replica.pipeline import Pipeline
 
 MEASURED_AT_ONCE = 4  # micro-batches for each rank of a pipeline: enough to keep most of them busy, few enough for their buffers
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over target tokens: of losses, of right guesses, of targets."""
-
-    loss: float
-    correct: int
-    targets: int
 
 
 class Compute:
@@ -48,15 +39,14 @@ class Compute:
         self._context_by = run.layout.context_by
         self._seed = run.train.seed
         self._precision = run.train.precision
-        self._loss = load_loss(run.train.loss)
-        self._smoothing = run.train.label_smoothing
+        self._telling = telling(run, assembly, device)
         self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
     def loss(self, micro_batch: MicroBatch) -> Tensor:
         """The sum of token losses, with dropout: of this rank's sequences and positions."""
         inputs = self.inputs(micro_batch, learning=True)
         with devices.autocast(self.device, self._precision):
-            return self.loss_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL, learning=True)
+            return self._telling.loss(self.module(*inputs.arguments, **inputs.keywords), inputs, learning=True)
 
     def learn_in_stages(self, micro_batches: Sequence[MicroBatch], divisor: int) -> Tensor:
         """Forward and backward of all at once, through a pipeline: adds the gradients of (sum of token losses / divisor) and returns the
@@ -65,7 +55,7 @@ class Compute:
         total = torch.zeros((), dtype=torch.float64, device=self.device)
 
         def finish(logits_BLV: Tensor, inputs: Inputs) -> Tensor:
-            loss = self.loss_of(logits_BLV, inputs.targets_BL, learning=True)
+            loss = self._telling.loss(logits_BLV, inputs, learning=True)
             total.add_(loss.detach())
             return loss / divisor
 
@@ -82,20 +72,20 @@ class Compute:
         sums = list(self._measured(micro_batches) if self.pipeline is None else self._measured_in_stages(micro_batches))
         for module in called:
             module.train()
-        return Sums(sum(part.loss for part in sums), sum(part.correct for part in sums), sum(part.targets for part in sums))
+        return sum(sums, Sums())
 
     def _measured(self, micro_batches: Iterable[MicroBatch]) -> Iterator[Sums]:
         for micro_batch in micro_batches:
             inputs = self.inputs(micro_batch, learning=False)
             with devices.autocast(self.device, self._precision):
-                yield self.sums_of(self.module(*inputs.arguments, **inputs.keywords), inputs.targets_BL)
+                yield self.sums_of(self.module(*inputs.arguments, **inputs.keywords), inputs)
 
     def _measured_in_stages(self, micro_batches: Iterable[MicroBatch]) -> list[Sums]:
         assert self.pipeline is not None
         sums: list[Sums] = []
 
         def finish(logits_BLV: Tensor, inputs: Inputs) -> Tensor:
-            sums.append(self.sums_of(logits_BLV, inputs.targets_BL))
+            sums.append(self.sums_of(logits_BLV, inputs))
             return logits_BLV.new_zeros(())
 
         coming = iter(micro_batches)
@@ -109,33 +99,14 @@ class Compute:
         here = slice(None) if cut is None else cut.positions_L.cpu().numpy()
         counted_B = self._tensor(np.any(micro_batch.targets_BL >= 0, 1))
         noise = Noise(self._seed, micro_batch.step, self._tensor(micro_batch.samples_B), cut, counted_B) if learning else None
-        documents = None if micro_batch.documents_BL is None else self._tensor(micro_batch.documents_BL)
+        documents_BL, segments_BL, values_B = map(self._maybe, (micro_batch.documents_BL, micro_batch.segments_BL, micro_batch.values_B))
         tokens_BL, targets_BL = (self._tensor(whole_BL[:, here]) for whole_BL in (micro_batch.tokens_BL, micro_batch.targets_BL))
-        return Inputs(tokens_BL, targets_BL, documents, noise, cut, micro_batch.source)
+        return Inputs(tokens_BL, targets_BL, documents_BL, noise, cut, micro_batch.source, segments_BL, values_B)
 
-    def loss_of(self, logits_BLV: Tensor, targets_BL: Tensor, learning: bool) -> Tensor:
-        """The sum of token losses of logits, spread or whole; of an encoder-decoder these are of the target's positions alone. learning:
-        targets are smoothed, where settings say so."""
-        targets_BL = targets_BL[:, -logits_BLV.shape[1] :]
-        first, group = self._assembly.first_entry, self._mesh.group("tensor")
-        smoothing = self._smoothing if learning else 0.0
-        if self._loss is cross_entropy and first is not None and group is not None:
-            return tensor.cross_entropy(logits_BLV, targets_BL, first, group, self._assembly.vocabulary, smoothing)
-        if self._loss is cross_entropy:
-            return cross_entropy(logits_BLV, targets_BL, smoothing)
-        if first is None or group is None:
-            return self._loss(logits_BLV, targets_BL)
-        return self._loss(tensor.gather_logits(logits_BLV, group, self._assembly.vocabulary), targets_BL)
-
-    def sums_of(self, logits_BLV: Tensor, targets_BL: Tensor) -> Sums:
+    def sums_of(self, outputs_BRO: Tensor, inputs: Inputs) -> Sums:
         """Sums over targets; none on ranks that would only repeat another's."""
-        first, group = self._assembly.first_entry, self._mesh.group("tensor")
-        loss = self.loss_of(logits_BLV, targets_BL, learning=False)
-        targets_BL = targets_BL[:, -logits_BLV.shape[1] :]
-        guesses_BL = logits_BLV.argmax(-1) if first is None or group is None else tensor.guesses(logits_BLV, first, group)
-        counted_BL = targets_BL >= 0
-        correct = (guesses_BL == targets_BL) & counted_BL
-        return Sums(float(loss), int(correct.sum()), int(counted_BL.sum())) if self.speaks else Sums(0.0, 0, 0)
+        sums = self._telling.sums(outputs_BRO, inputs)
+        return sums if self.speaks else Sums(correct=None if sums.correct is None else 0)
 
     @property
     def speaks(self) -> bool:
@@ -154,13 +125,16 @@ class Compute:
         stream_S = positions_L.chunk(mesh.size("tensor"))[mesh.place["tensor"]] if self._assembly.sequence_parallel else positions_L
         return Cut(length, positions_L, stream_S, mesh.of("tensor"))
 
+    def _maybe(self, array: np.ndarray | None) -> Tensor | None:
+        return None if array is None else self._tensor(array)
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Of one micro-batch on one rank; documents_BL of whole samples."""
+    """Of one micro-batch on one rank; documents_BL and segments_BL of whole samples."""
 
     tokens_BL: Tensor
     targets_BL: Tensor
@@ -168,6 +142,8 @@ class Inputs:
     noise: Noise | None
     cut: Cut | None
     source: int = 0
+    segments_BL: Tensor | None = None
+    values_B: Tensor | None = None
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -176,7 +152,8 @@ class Inputs:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        return ({} if self.cut is None else {"cut": self.cut}) | ({"source": self.source} if self.source else {})
+        given = {"cut": self.cut, "source": self.source or None, "segments_BL": self.segments_BL}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 def _pipeline(run: spec.Run, assembly: Assembly, device: torch.device) -> Pipeline:

@@ -239,11 +239,15 @@ def _with_rows(micro_batch: MicroBatch, rows: int) -> MicroBatch:
     def filled(array: np.ndarray, value: int) -> np.ndarray:
         return np.concatenate([array, np.full((more, *array.shape[1:]), value, dtype=array.dtype)])
 
-    documents_BL = micro_batch.documents_BL
+    def zeros(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else filled(array, 0)
+
     return replace(
         micro_batch,
         tokens_BL=filled(micro_batch.tokens_BL, 0),
         targets_BL=filled(micro_batch.targets_BL, NO_TARGET),
         samples_B=filled(micro_batch.samples_B, 0),
-        documents_BL=None if documents_BL is None else filled(documents_BL, 0),
+        documents_BL=zeros(micro_batch.documents_BL),
+        segments_BL=zeros(micro_batch.segments_BL),
+        values_B=zeros(micro_batch.values_B),
     )

@@ -120,7 +120,7 @@ class Stage:
                 x = model.enter(inputs.tokens_BL, around)
             for block in model.blocks:
                 x = model.through(block, x, around)
-            return self.unit.finished(model.leave(x), inputs) if self.is_last else _learned(self.unit.checked(x))
+            return self.unit.finished(_left(model, x, around), inputs) if self.is_last else _learned(self.unit.checked(x))
 
 
 @dataclass
@@ -146,6 +146,11 @@ class Unit:
                 f"{list(self.like[0])}; what blocks return must have the shape and the dtype of what `enter` returns"
             )
         return x
+
+
+def _left(model: Any, x: Tensor, around: Any) -> Tensor:
+    """What a model tells; a head that pools or drops out looks at what blocks are given, too."""
+    return cast(Tensor, model.leave(x, around) if getattr(model, "leaves_around", False) else model.leave(x))
 
 
 def _learned(x: Tensor) -> Tensor:
@@ -193,7 +198,7 @@ def _used_at_the_ends(model: nn.Module) -> tuple[set[str], set[str]]:
         try:
             around = ghost.around(1, None, None)
             x_BLD = ghost.enter(torch.zeros(1, 1, dtype=torch.int64), around)
-            logits_BLV = ghost.leave(x_BLD.detach())
+            logits_BLV = _left(ghost, x_BLD.detach(), around)
         except Exception as error:  # whatever a user's model raises is the answer
             what = f"layout.pipeline: {type(model).__name__} computing on tensors without data (torch's FakeTensorMode)"
             raise RunFileError(f"{what}: {type(error).__name__}: {error}") from error

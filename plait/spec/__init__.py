@@ -11,12 +11,12 @@ from plait.spec.cluster import Cluster, Device
 from plait.spec.data import Chat, Data, Source, Tokenizer
 from plait.spec.duration import Duration
 from plait.spec.elastic import Balance
-from plait.spec.finetune import Finetune, Lora, some_paths
+from plait.spec.finetune import OF_HEADS, Finetune, Lora, some_paths
 from plait.spec.fitting import place_of, stages_of
 from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
 from plait.spec.model import Mixture, Model, RopeScaling
-from plait.spec.objective import Objective
+from plait.spec.objective import Head, Objective
 from plait.spec.reading import load, parse, schema
 from plait.spec.run import Run, flatten, shapes_curve
 from plait.spec.section import Section
@@ -27,6 +27,7 @@ from plait.spec.until import Until
 from plait.spec.watching import AlertKind, Alerts, Watch, check_webhook, masked_url
 
 __all__ = [
+    "OF_HEADS",
     "Agreement",
     "AlertKind",
     "Alerts",
@@ -42,6 +43,7 @@ __all__ = [
     "Device",
     "Duration",
     "Finetune",
+    "Head",
     "Layout",
     "Limits",
     "Link",

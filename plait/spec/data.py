@@ -152,12 +152,34 @@ class Data(Section):
             raise ValueError("augment changes samples of texts, and chat has documents be conversations; leave one out")
         return self
 
+    @model_validator(mode="after")
+    def _of_rows(self) -> Self:
+        """What a sample that is a row excludes."""
+        kind, parts = self.objective.kind, self.objective.kind in ("tag", "answer") or self.objective.pair is not None
+        if not self.objective.labelled:
+            return self
+        if self.document_mask:
+            raise ValueError(f'document_mask is for samples that hold several documents, and objective.kind = "{kind}" has one in each')
+        if self.augment.any:
+            raise ValueError(f'augment changes samples of texts, and those of objective.kind = "{kind}" have labels; leave augment out')
+        if parts and self.clean is not None:
+            raise ValueError(f'clean is for texts, and rows of objective.kind = "{kind}" are more than one; leave clean out')
+        return self
+
     @property
     def needed_fields(self) -> dict[str, str]:
         """Fields of a row that settings ask for besides the text, by setting."""
         asked = {"data.split.by": self.split.by if self.split.by != SOURCE else None, "data.split.stratify": self.split.stratify}
+        if self.objective.kind in ("classify", "regress"):
+            asked["data.objective.label"] = self.objective.label_field
         named = {setting: field for setting, field in asked.items() if field is not None}
         return named | {f"data.numeric.{number}": field for number, field in enumerate(self.numeric)}
+
+    @property
+    def numbers(self) -> list[str]:
+        """Fields that are numbers, and kept."""
+        label = [self.objective.label_field] if self.objective.kind == "regress" else []
+        return [*self.numeric, *(field for field in label if field not in self.numeric)]
 
     @property
     def studied(self) -> bool:

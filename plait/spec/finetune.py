@@ -11,6 +11,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from plait.spec.section import Fraction, Positive, Section
 
+NEW_HEADS = ("pooler.*", "task_head.*")
+"""Parameters of an encoder's head for a task: where they are new, adapters alone would leave them as chance has drawn them."""
+OF_HEADS = (*NEW_HEADS, "transform.*", "norm.*", "head.*")
+"""Parameters that belong to what an encoder tells, not to how it reads."""
 _LAYER = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 
 
@@ -48,7 +52,7 @@ class Finetune(Section):
         """Whether the parameter of this path is trained."""
         if any(fnmatchcase(path, pattern) for pattern in self.frozen):
             return False
-        return self.lora is None or ".lora." in path or any(fnmatchcase(path, pattern) for pattern in self.trained)
+        return self.lora is None or ".lora." in path or any(fnmatchcase(path, pattern) for pattern in (*self.trained, *NEW_HEADS))
 
     def misses(self, matrices: Collection[str], paths: Collection[str]) -> str | None:
         """Why a pattern fits nothing in a model with parameters of these paths, of which some are matrices; None where each fits."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
+from plait.spec.objective import HEADS
 from plait.spec.section import Fraction, Positive, Section
 
 
@@ -64,6 +65,10 @@ class Model(Section):
     )
     recompute_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
         None, description="the layers, from 0 on, that `recompute` is for; all when left out"
+    )
+    pooling: Literal["first", "mean"] | None = Field(
+        None,
+        description="bert that tells something of a sample: from its first token, by BERT's pooler, or from the mean; first when left out",
     )
     gated: bool | None = Field(None, description="t5: the MLP is gated GELU, as T5 1.1's, and not ReLU; no when left out")
     buckets: Annotated[int, Field(ge=4, multiple_of=4)] | None = Field(None, description="t5: kinds of distances; 32 when left out")
@@ -193,7 +198,7 @@ class Model(Section):
     @property
     def objectives(self) -> tuple[str, ...]:
         """The kinds of objectives that a family can learn by, its usual one first."""
-        return {"bert": ("masked",), "t5": ("span", "translate")}.get(self.family, ("causal", "translate"))
+        return {"bert": ("masked", *HEADS), "t5": ("span", "translate")}.get(self.family, ("causal", "translate"))
 
     @property
     def all_layers(self) -> int:

@@ -96,6 +96,30 @@ class Run(Section):
         return self
 
     @model_validator(mode="after")
+    def _headed(self) -> Self:
+        """What a head excludes."""
+        kind, head = self.data.objective.kind, self.data.objective.head
+        if head is not None and self.settled and ":" in self.model.family:
+            raise ValueError(f'data.objective.kind = "{kind}" is for model.family = "bert"; a model of your own tells tokens')
+        if self.model.pooling is not None and self.settled and (head is None or not head.pooled):
+            raise ValueError(
+                f'model.pooling = "{self.model.pooling}" is for data.objective.kind = "classify" or "regress", and it is "{kind}"; '
+                "leave pooling out"
+            )
+        if kind in ("regress", "answer") and self.train.loss != "cross_entropy":
+            raise ValueError(f'train.loss = "{self.train.loss}" is for labels, and data.objective.kind = "{kind}" has none; leave loss out')
+        if kind in ("regress", "answer") and self.train.label_smoothing:
+            raise ValueError(f'train.label_smoothing is for labels, and data.objective.kind = "{kind}" has none; leave it out')
+        if self.data.objective.weights is not None and self.train.loss != "cross_entropy":
+            raise ValueError(f'data.objective.weights are for train.loss = "cross_entropy", and it is "{self.train.loss}"; leave one out')
+        if kind == "answer" and self.layout.context > 1:
+            raise ValueError(
+                f'layout.context = {self.layout.context} cuts samples by positions, of which data.objective.kind = "answer" chooses among '
+                "all; leave layout.context out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sided(self) -> Self:
         """What an encoder-decoder, whose rows are a source and a target, cannot do."""
         kind = self.data.objective.kind

@@ -10,17 +10,21 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from plait import spec
 from plait.data import sources
 from plait.data.chat import Message
-from plait.errors import DataError
+from plait.errors import DataError, UserError
+from plait.model.encoder import Encoder
+from plait.tasks.classify import needs_head
 from plait.tasks.generate import Sampling, generate
-from plait.tasks.trained import load
+from plait.tasks.spans import Span, find
+from plait.tasks.trained import Trained, load
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,19 @@ def answer(
     limit: int | None = None,
     batch: int = 16,
     tokens: int = 64,
+    none: float | None = None,
     device: spec.Device = "auto",
     told: Callable[[Answered], None] = lambda each: None,
 ) -> Answers:
-    """Answer the questions of a file of conversations, each with what is said before its last answer.
+    """Answer the questions of a file: of conversations, each with what is said before its last answer; or of passages, by spans of them.
 
-    limit: questions, all when left out. Raises UserError: no run there, a file that holds no conversations.
+    limit: questions, all when left out. none: as `spans.find`'s. Raises UserError: no run there, a file that holds no questions.
     """
     trained = load(folder, device)
+    if trained.run.data.objective.kind == "answer":
+        return _by_spans(trained, Path(file), limit, none, told)
+    if none is not None:
+        raise UserError(f"--none is for spans of passages, and {folder} writes its answers; leave it out")
     template = trained.template
     asked = _asked(Path(file), trained.run.data.chat or spec.Chat(), limit)
     ends, stop = template.ends()
@@ -81,10 +90,46 @@ def answer(
     return _summed(trained.step, answered)
 
 
+def reply(trained: Trained, question: str, passage: str | None, *, none: float | None = None, tokens: int = 64) -> Span:
+    """One question answered. Raises UserError: an encoder without a passage."""
+    if trained.run.data.objective.kind == "answer" or isinstance(trained.module, Encoder):
+        if passage is None:
+            needs_head(trained, "answer")
+            raise UserError("--passage is missing: the answer is a span of it")
+        return find(trained, [(question, passage)], none=none)[0]
+    if none is not None:
+        raise UserError(f"--none is for spans of passages, and {trained.folder} writes its answers; leave it out")
+    ends, stop = trained.template.ends()
+    messages = [{"role": "user", "content": question if passage is None else f"{passage}\n{question}"}]
+    settings = Sampling(tokens=tokens, temperature=0, ends=tuple(ends), stop=stop)
+    [written] = generate(trained.module, trained.tokenizer, [trained.template.prompt(messages)], settings)
+    return Span(question, written.text.strip(), 0, 0, 0.0)
+
+
 def compare(said: str, right: list[str]) -> tuple[float, float]:
     """(exact match, F1), the best over the right answers."""
     scores = [(float(_words(said) == _words(each)), _f1(_words(said), _words(each))) for each in right]
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
+
+
+def _by_spans(trained: Trained, file: Path, limit: int | None, none: float | None, told: Callable[[Answered], None]) -> Answers:
+    asked = list(islice(_rows(file, trained.run.data), limit))
+    if not asked:
+        raise DataError(f"{file}: holds no question")
+    answered = []
+    for span, (question, _, right) in zip(find(trained, [each[:2] for each in asked], none=none), asked, strict=True):
+        answered.append(Answered(question, right, span.answer, *compare(span.answer, right)))
+        told(answered[-1])
+    return _summed(trained.step, answered)
+
+
+def _rows(file: Path, data: spec.Data) -> Iterator[tuple[str, str, list[str]]]:
+    """(question, passage, right answers; an empty one where the passage does not tell). Raises DataError."""
+    data = data.model_copy(update={"corpus": [str(file)], "split": spec.Splits(), "numeric": []})
+    for source in sources.every_file(sources.resolve(data)):
+        for document in sources.documents(source, data):
+            question, passage, _, right = json.loads(document.text)
+            yield question, passage, right or [""]
 
 
 def _summed(step: int, answered: list[Answered]) -> Answers:

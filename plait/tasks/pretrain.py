@@ -30,7 +30,7 @@ from plait.ledger.state import Ledger
 from plait.plan import auto, counts
 from plait.store import is_url
 from plait.train import manifest
-from plait.train.base import beside, settle
+from plait.train.base import beside, settle, told_of_head
 from plait.train.folder import Folder, check_owner
 from plait.train.home import Home
 from plait.train.restore import restore
@@ -92,7 +92,7 @@ def train(
     _check(run)
     run = settle(run, Path(out))
     prepared = prepare(run, preparing)
-    run = _laid_out(run, prepared, None, quiet)
+    run = _laid_out(_labelled(run, prepared), prepared, None, quiet)
     with Folder(Path(out)) as folder, ExitStack() as stack:
         started = Start(run, folder, prepared, elastic=True)
         if started.done:
@@ -105,7 +105,7 @@ def train(
         nursery = nursery or stack.enter_context(Nursery())
         ledger = started.ledger(record)
         if not quiet:
-            print("\n".join([*map(str, started.rows), _guarantee(started.plan, None)]), flush=True)
+            _say(run, started, None)
         local.launch(replace(started.site, faults=tuple(faults)), ledger, nursery, status)
         return started.conclude(ledger)
 
@@ -129,7 +129,7 @@ def _train_under(
         _check(run)
         run = settle(run, out)
         prepared = prepare(run, preparing)
-        run = _laid_out(run, prepared, world)
+        run = _laid_out(_labelled(run, prepared), prepared, world)
         with Folder(out) as folder:
             started = Start(run, folder, prepared)
             if started.done:
@@ -141,7 +141,7 @@ def _train_under(
             status = Status(folder.path)
             with started.record([status, *listeners]) as record, started.disk_watch(record), started.copier(record), _telling(meeting):
                 ledger = started.ledger(record)
-                print("\n".join([*map(str, started.rows), _guarantee(started.plan, world)]), flush=True)
+                _say(run, started, world)
                 lead(meeting, started.site, ledger, status)
                 result = started.conclude(ledger)
             outcome = 0
@@ -172,6 +172,12 @@ def _exit_code(error: BaseException) -> int:
     return error.exit_code if isinstance(error, PlaitError) else 1
 
 
+def _say(run: spec.Run, started: Start, world: World | None) -> None:
+    """What one should know before the first step."""
+    for line in filter(None, (*map(str, started.rows), told_of_head(run), _guarantee(started.plan, world))):
+        print(line, flush=True)
+
+
 def _guarantee(plan: Plan, world: World | None) -> str:
     """What becomes of the run when a worker fails."""
     if world is not None:
@@ -181,6 +187,11 @@ def _guarantee(plan: Plan, world: World | None) -> str:
         return "a worker that fails is replaced, and goes on from the last checkpoint"
     fewest = f", {plan.fewest} are needed" if plan.fewest > 1 else ""
     return f"a replica that fails is replaced while the others go on{fewest}; should all fail at once, they go on from the last checkpoint"
+
+
+def _labelled(run: spec.Run, prepared: Prepared) -> spec.Run:
+    """The run with the labels that its rows bear, so that its folder says what its numbers mean."""
+    return run.model_copy(update={"data": run.data.model_copy(update={"objective": prepared.objective()})})
 
 
 def _laid_out(run: spec.Run, prepared: Prepared, world: World | None, quiet: bool = False) -> spec.Run:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from plait.cluster.doctor import Finding
     from plait.data.scoring import Scores
     from plait.tasks.answer import Answered, Answers
+    from plait.tasks.baselines import Baseline
     from plait.tasks.beam import Beams
     from plait.tasks.evaluate import Score
     from plait.tasks.generate import Sampling
@@ -106,17 +107,46 @@ def conclusion(result: Result) -> str:
     if result.evaluated is not None:
         lines.append(f"validation loss {result.evaluated.loss:.4f} after step {result.evaluated.step}")
     run = read_run(result.folder)
-    how = f'translate {result.folder} "..."' if run.data.translates else f'generate {result.folder} --prompt "..."'
-    lines.append(f"next: plait {how}" if run.model.family != "bert" else f"next: plait evaluate {result.folder}")
+    does = {"answer": 'answer {} --question "..." --passage "..."', "masked": "evaluate {}"}
+    usual = 'classify {} "..."' if run.data.objective.labelled else 'generate {} --prompt "..."'
+    usual = 'translate {} "..."' if run.data.translates else usual
+    lines.append(f"next: plait {does.get(run.data.objective.kind, usual).format(result.folder)}")
     return "\n".join(lines)
 
 
+def print_scores(scores: list[Score], beside: list[Baseline], as_json: bool) -> None:
+    """Lines of one split, a table of several, JSON; and what each is printed beside."""
+    if as_json:
+        for score in scores:
+            told = [asdict(each) for each in beside if each.split == score.split]
+            print(json.dumps(score.as_dict() | ({"baselines": told} if told else {})))
+        return
+    if len(scores) == 1:
+        print(score_lines(scores[0]))
+    else:
+        scores_table(scores)
+    for score in scores:
+        translations_table(score.translations, score.split)
+    for each in beside:
+        print(f"  {each.split} by {each.name}: accuracy {each.accuracy:.1%}  macro F1 {each.f1:.1%}")
+
+
 def score_lines(score: Score) -> str:
-    return (
-        f"{score.split} after step {score.step}: loss {score.loss:.4f}  perplexity {score.perplexity:.2f}  accuracy {score.accuracy:.1%}"
-        f"  over {score.tokens:,} tokens\n"
-        f"unigram entropy {score.unigram_entropy:.4f}: the model is {score.unigram_entropy - score.loss:+.4f} nats a token better"
-    )
+    told, unit = [f"loss {score.loss:.4f}"], "tokens"
+    if score.error is not None:
+        told, unit = [*told, f"root mean squared error {score.error:.4g}"], "rows"
+    elif score.labels is not None:
+        told, unit = [*told, f"accuracy {score.accuracy:.1%}", f"macro F1 {score.f1:.1%}"], "labels"
+    else:
+        told += [f"perplexity {score.perplexity:.2f}", f"accuracy {score.accuracy:.1%}"]
+    lines = [f"{score.split} after step {score.step}: {'  '.join(told)}  over {score.tokens:,} {unit}"]
+    if score.labels is not None and score.f1_of_labels is not None:
+        lines.append("  F1 of " + "  ".join(f"{label} {f1:.1%}" for label, f1 in zip(score.labels, score.f1_of_labels, strict=True)))
+    if score.unigram_entropy is not None:
+        first = {"labels": "the labels' frequencies", "rows": "the mean"}.get(unit, "unigram entropy")
+        better = f"{score.unigram_entropy - score.loss:+.4f}" + (f" nats a {unit[:-1]}" if unit != "rows" else "")
+        lines.append(f"{first} {score.unigram_entropy:.4f}: the model is {better} better")
+    return "\n".join(lines)
 
 
 def translations_table(compared: list[Compared], split: str) -> None:
@@ -154,15 +184,19 @@ def scores_table(scores: list[Score]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    of_labels = scores[0].labels is not None
     table = Table(box=None, pad_edge=False)
-    for title in (f"step {scores[0].step}", "loss", "unigram entropy", "perplexity", "accuracy", "tokens"):
+    third = "macro F1" if of_labels else "error" if scores[0].error is not None else "perplexity"
+    first = "frequencies" if of_labels else "mean" if scores[0].error is not None else "unigram entropy"
+    for title in (f"step {scores[0].step}", "loss", first, third, "accuracy", "targets" if of_labels else "tokens"):
         table.add_column(title, justify="left" if title.startswith("step") else "right")
     for score in scores:
+        figure = f"{score.f1:.1%}" if of_labels else f"{score.perplexity:.2f}" if score.error is None else f"{score.error:.4g}"
         figures = (
             f"{score.loss:.4f}",
-            f"{score.unigram_entropy:.4f}",
-            f"{score.perplexity:.2f}",
-            f"{score.accuracy:.1%}",
+            "" if score.unigram_entropy is None else f"{score.unigram_entropy:.4f}",
+            figure,
+            "" if score.accuracy is None else f"{score.accuracy:.1%}",
             f"{score.tokens:,}",
         )
         table.add_row(score.split, *figures)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from plait.train.folder import KEPT, read_about, read_run, tokenizer_file
 from plait.train.huggingface import folder as theirs
 from plait.train.huggingface import tensors as theirs_of
 
-MAY_DIFFER = {"dropout", "recompute", "recompute_layers", "auxiliary", "bias_rate"}
+MAY_DIFFER = {"dropout", "recompute", "recompute_layers", "auxiliary", "bias_rate", "pooling"}
 """Settings of [model] that shape no parameter and no output."""
 POSITIONS = "model.positions.weight"
 """One row a position, of which a run with shorter sequences takes the first."""
@@ -39,10 +40,12 @@ def settle(run: spec.Run, out: Path | None = None) -> spec.Run:
     if run.finetune is None:
         return run
     found = _found(run, _kept(out))
-    _check_patterns(run.finetune, found.parameters)
+    known = _known(run.data.objective, found.run.data.objective)
+    _check_patterns(run.finetune, run.data.objective.model_copy(update=known), found)
     table = run.resolved()
     table["model"] = _model(run, found.run)
     table["data"] |= {"tokenizer": _tokenizer(run, found), "sequence": _sequence(run, found.run)}
+    table["data"]["objective"] |= known
     if found.vocabulary > tokenizers.load(found.tokenizer, found.run.data.tokenizer.pattern).vocabulary:
         table["model"]["vocabulary"] = found.vocabulary
     if run.data.chat is not None and run.data.chat.template is None and (template := chat.found_in(found.folder)) is not None:
@@ -59,7 +62,17 @@ def base_of(run: spec.Run) -> Base | ForeignBase | None:
     foreign = theirs.is_one(path)
     if (theirs.checksum(path) if foreign else checksum(path)) != run.finetune.checksum:
         raise CheckpointError(f"{path}: is another {'model' if foreign else 'checkpoint'} than this run began with; restore it")
-    return ForeignBase(path, run) if foreign else Base(path)
+    return _base(path, run)
+
+
+def told_of_head(run: spec.Run) -> str | None:
+    """What of a settled run's parameters its base has not, and what of the base's is left behind, where they have different heads."""
+    base = None if run.finetune is None else _base(Path(run.finetune.base), run)
+    head = run.data.objective.head
+    if base is None or head is None or not base.heads:
+        return None
+    left = [path for path in base.paths if base.lacks(path)]
+    return f"the head is new: {', '.join(_of_task(head))}; left behind: {', '.join(sorted(left)) or 'nothing'}"
 
 
 def beside(run: spec.Run) -> Iterable[Path]:
@@ -77,28 +90,44 @@ def checksum(checkpoint: Path) -> str:
 
 
 class Base:
-    """A checkpoint that another run goes on from."""
+    """A checkpoint that another run goes on from. heads: patterns of what belongs to its head, where the run has another."""
 
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Path, heads: Sequence[str] = ()) -> None:
+        self.checkpoint, self.heads = checkpoint, heads
         self._whole = manifest.read(checkpoint)
+
+    @property
+    def paths(self) -> list[str]:
+        return [name.removeprefix("model.") for name in self._whole.tensors if name.startswith("model.")]
+
+    def lacks(self, path: str) -> bool:
+        """Whether a parameter begins afresh."""
+        return _fits(path, self.heads)
 
     def fill(self, state: dict[str, Any], elsewhere: Collection[str]) -> None:
         """Read the tensors of `state`, in place and in whatever dtype they are. Raises CheckpointError: missing ones, ones left over."""
         from plait.train.checkpoint import load
 
         there = {name: _like(name, value, self._whole.tensors.get(name)) for name, value in state.items()}
-        load(self.checkpoint, there, only="model.", elsewhere=elsewhere)
+        load(self.checkpoint, there, only="model.", elsewhere={*elsewhere, *filter(self.lacks, self.paths)})
         for name, value in state.items():
             if there[name] is not value:
                 _local(value).copy_(_taken(value, there[name]))
 
 
 class ForeignBase:
-    """A Hugging Face folder that a run goes on from."""
+    """A Hugging Face folder that a run goes on from. heads: as a checkpoint's."""
 
-    def __init__(self, folder: Path, run: spec.Run) -> None:
-        self.folder, self._described = folder, _described(folder, run)
+    def __init__(self, folder: Path, described: theirs.Described, heads: Sequence[str] = ()) -> None:
+        self.folder, self._described, self.heads = folder, described, heads
+
+    @property
+    def paths(self) -> list[str]:
+        return [weight.path for weight in self._described.dialect.weights(self._described.shape)]
+
+    def lacks(self, path: str) -> bool:
+        """Whether a parameter begins afresh."""
+        return _fits(path, self.heads)
 
     def opened(self) -> theirs_of.Tensors:
         """Its tensors, to be read by hand."""
@@ -107,7 +136,7 @@ class ForeignBase:
     def fill(self, state: dict[str, Any], elsewhere: Collection[str]) -> None:
         """As a checkpoint's."""
         with self.opened() as tensors:
-            tensors.fill(state, elsewhere)
+            tensors.fill(state, {*elsewhere, *filter(self.lacks, self.paths)})
 
 
 @dataclass(frozen=True)
@@ -183,9 +212,44 @@ def _pinned(path: Path, kept: str | None) -> Path:
     return (same or found)[0]
 
 
-def _check_patterns(finetune: spec.Finetune, shapes: Mapping[str, Sequence[int]]) -> None:
+def _base(path: Path, run: spec.Run) -> Base | ForeignBase:
+    if theirs.is_one(path):
+        described = _described(path, run)
+        return ForeignBase(path, described, _heads(run.data.objective, described.run.data.objective))
+    return Base(path, _heads(run.data.objective, read_run(path.parent.parent).data.objective))
+
+
+def _heads(mine: spec.Objective, theirs: spec.Objective) -> Sequence[str]:
+    """Patterns of what a base of another task has for that task alone."""
+    if mine.head is None and theirs.head is None:
+        return ()
+    return () if (mine.kind, mine.labels) == (theirs.kind, theirs.labels) else spec.OF_HEADS
+
+
+def _known(mine: spec.Objective, theirs: spec.Objective) -> dict[str, Any]:
+    """What a base of the same task tells of labels and numbers, where the run does not."""
+    told = {"labels": theirs.labels, "scale": theirs.scale} if mine.kind == theirs.kind else {}
+    return {name: value for name, value in told.items() if value is not None and getattr(mine, name) is None}
+
+
+def _of_task(head: spec.Head) -> list[str]:
+    """Parameters of a task's head."""
+    layers = ["pooler", "task_head"] if head.pooled else ["task_head"]
+    return [f"{layer}.{part}" for layer in layers for part in ("bias", "weight")]
+
+
+def _fits(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _check_patterns(finetune: spec.Finetune, objective: spec.Objective, found: _Found) -> None:
+    """Of the parameters that the run will have, should its head be another than the base's."""
+    shapes = found.parameters
     matrices = [path for path, shape in shapes.items() if len(shape) == 2 and not path.startswith(("embed.", "positions."))]
-    if wrong := finetune.misses(matrices, shapes.keys()):
+    paths, heads = list(shapes), _heads(objective, found.run.data.objective)
+    if objective.head is not None and heads:
+        paths = [path for path in paths if not _fits(path, heads)] + _of_task(objective.head)
+    if wrong := finetune.misses([path for path in matrices if path in paths], paths):
         raise RunFileError(wrong)
 
 

@@ -11,8 +11,9 @@ from plait.data.batches import EvaluationBatches, MicroBatch, in_lane
 from plait.events import Ranges
 from plait.ledger.messages import Kept, Measured, Message, Unkept, Verdict
 from plait.ledger.progress import progress
-from plait.replica.compute import Compute, Sums
+from plait.replica.compute import Compute
 from plait.replica.replica import Replica
+from plait.replica.telling import Sums
 from plait.sync.phases import Phases
 from plait.sync.strategy import PeerLost
 from plait.train import manifest
@@ -59,7 +60,8 @@ class Duties:
         if verdict.evaluate is not None and self._validation is not None:
             sums = measure(self._replica.compute, self._validation, verdict.evaluate, self._micro_batch, self._replica.mesh.lane)
             said = self._translated(verdict.evaluate)
-            self._ledger.tell(Measured(verdict.step, verdict.unit, "validation", sums.loss, sums.correct, sums.targets, said))
+            table = [] if sums.confusion is None else sums.confusion.tolist()
+            self._ledger.tell(Measured(verdict.step, verdict.unit, "validation", sums.loss, sums.correct, sums.targets, said, table))
         if verdict.save:
             self._save(verdict)
         if verdict.bucket_bytes:

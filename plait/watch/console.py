@@ -196,10 +196,12 @@ def _places(layout: dict[str, int]) -> str:
 
 
 def _evaluated(event: events.Evaluated) -> str:
-    loss, perplexity = _number(event.loss, ".4f"), _number(event.perplexity, ",.2f")
-    return f"step {event.step}  {event.split}: loss {loss}  perplexity {perplexity}  accuracy {_number(event.accuracy, '.1%')}" + "".join(
-        f"  {name} {_number(score, '.1f')}" for name, score in event.scores.items()
-    )
+    told = [f"loss {_number(event.loss, '.4f')}"]
+    told += [f"perplexity {_number(event.perplexity, ',.2f')}"] if event.f1 is None and event.accuracy is not None else []
+    told += [f"accuracy {_number(event.accuracy, '.1%')}"] if event.accuracy is not None else []
+    told += [f"macro F1 {_number(event.f1, '.1%')}"] if event.f1 is not None else []
+    told += [f"{name} {_number(score, '.1f')}" for name, score in event.scores.items()]
+    return f"step {event.step}  {event.split}: {'  '.join(told)}"
 
 
 def _member(event: events.Lost | events.Corrupted) -> str:

@@ -18,7 +18,7 @@ def metrics(event: Event) -> tuple[int, dict[str, float]] | None:
     if isinstance(event, Step):
         return event.step, {name: value for name, value in _step(event) if value is not None}
     if isinstance(event, Evaluated):
-        values = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy, **event.scores}
+        values = {"loss": event.loss, "perplexity": event.perplexity, "accuracy": event.accuracy, "f1": event.f1, **event.scores}
         return event.step, {f"{event.split}/{name}": value for name, value in values.items() if value is not None}
     if isinstance(event, Rebalanced):
         return event.step, {f"share/replica_{replica}": share for replica, share in event.shares.items()}

@@ -70,7 +70,9 @@ def test_fingerprints_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "needed"), [("against_transformers", "accelerate"), ("generate", "transformers")])
+@pytest.mark.parametrize(
+    ("name", "needed"), [("against_transformers", "accelerate"), ("classifying", "accelerate"), ("generate", "transformers")]
+)
 def test_transformers_is_measured(name: str, needed: str, tmp_path: Path) -> None:
     """Its Trainer needs accelerate."""
     pytest.importorskip(needed, reason="needs the extra [bench]")

@@ -203,7 +203,7 @@ def test_a_killed_preparation_goes_on_where_it_was(ready: spec.Data, tmp_path: P
 @pytest.mark.parametrize("arrived", [0.1, 0.5, 0.9, 1.0])
 def test_a_request_cut_off_by_the_parents_death_leaves_no_piece(ready: spec.Data, tmp_path: Path, arrived: float) -> None:
     stored = prepare.prepare(ready).folder / "tokenizer.json"
-    request = {"do": "write", "folder": str(tmp_path), "tokenizer": str(stored), "pattern": None, "talk": None}
+    request = {"do": "write", "folder": str(tmp_path), "tokenizer": str(stored), "pattern": None, "talk": None, "objective": None}
     pipe = io.BytesIO()
     process: Any = SimpleNamespace(stdin=pipe)
     texts = documents(40)

@@ -26,6 +26,7 @@ class Shape(NamedTuple):
     model: spec.Model
     vocabulary: int
     context: int
+    objective: spec.Objective = spec.Objective()
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,9 @@ class Config:
 
 @dataclass(frozen=True)
 class Dialect:
-    """A model_type. read: settings of [model], "vocabulary" and "context", out of a config. write: a config, without what all have.
-    weights: what maps. prefix: what names of a model without a head lack. unused: patterns of tensors that no
-    logit hangs on. renamed: endings that names had once. copies: which
-    tensor has the values of one that was left out as its copy."""
+    """A model_type. read: settings of [model], "vocabulary", "context" and perhaps "objective", out of a config. write: a config, without
+    what all have. weights: what maps. prefix: what names of a model without a head lack. unused: patterns of tensors that no logit hangs
+    on. renamed: endings that names had once. copies: which tensor has the values of one that was left out as its copy."""
 
     kind: str
     architecture: str

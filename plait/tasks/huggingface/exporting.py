@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from plait import __version__, spec
-from plait.data import chat, vocabulary
+from plait.data import bpe, chat, vocabulary
 from plait.data import tokenizer as tokenizers
+from plait.data.samples import Frame
 from plait.data.tokenizer import Tokenizer
 from plait.errors import CheckpointError, UserError
 from plait.model.huggingface import Dialect, Shape, Source, dialect_of
@@ -62,7 +63,7 @@ def export_model(
     run, about = read_run(folder), read_about(folder)["identity"]
     if adapter and not run.adapted:
         raise UserError(f"--adapter: {folder} has no adapters; leave it out")
-    shape = Shape(run.model, about["data.vocabulary"], run.data.sequence)
+    shape = Shape(run.model, about["data.vocabulary"], run.data.sequence, run.data.objective)
     dialect = dialect_of(shape)
     if to.exists() and any(to.iterdir()):
         raise CheckpointError(f"{to}: holds something already; choose another --to")
@@ -181,7 +182,11 @@ def _copy_beside(folder: Path, to: Path, run: spec.Run) -> Tokenizer:
             shutil.copy(path, to / path.name)
     if (template := folder / chat.FILE).is_file():  # the one that it was trained with
         shutil.copy(template, to / chat.FILE)
-    return tokenizers.load(found, run.data.tokenizer.pattern)
+    tokenizer = tokenizers.load(found, run.data.tokenizer.pattern)
+    if run.data.objective.labelled and found.suffix == ".json":
+        begin, end = (tokenizer.decode([token]) for token in Frame.of(tokenizer, run.data.sequence)[1:])
+        (to / found.name).write_text(bpe.framed(found.read_text(encoding="utf-8"), begin, end), encoding="utf-8")
+    return tokenizer
 
 
 def _describe(folder: Path, to: Path, dialect: Dialect, shape: Shape, dtype: str, tokenizer: Tokenizer) -> None:
@@ -202,6 +207,7 @@ def _describe(folder: Path, to: Path, dialect: Dialect, shape: Shape, dtype: str
         of_tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end}
         masks = [name for name in vocabulary.MASKS if tokenizer.token(name) is not None]
         of_tokenizer |= {"mask_token": masks[0]} if masks else {}
+        of_tokenizer |= {"pad_token": end} if shape.objective.labelled else {}
         _write_json(
             to / "tokenizer_config.json", {**of_tokenizer, "model_max_length": shape.context, "clean_up_tokenization_spaces": False}
         )

@@ -66,7 +66,11 @@ def _claim(folder: Folder, source: Path, described: Described) -> spec.Run:
         raise CheckpointError(f"{folder.path}: holds a model already; choose another --out")
     kept, shape = "tokenizer" + described.tokenizer.suffix, described.shape
     table = theirs.run_table(
-        shape.model.model_dump(exclude_none=True), shape.context, source.resolve(), str((folder.path / kept).resolve())
+        shape.model.model_dump(exclude_none=True),
+        shape.context,
+        source.resolve(),
+        str((folder.path / kept).resolve()),
+        shape.objective.model_dump(exclude_none=True),
     )
     run = spec.parse(table)
     told = {"fingerprint": f"imported {source.resolve().name}", "vocabulary": shape.vocabulary}

@@ -67,27 +67,29 @@ def describe(folder: Path, context: int | None = None, asked: str = "--context "
         what = "code of its own (auto_map)" if "auto_map" in values else "quantised tensors (quantization_config)"
         raise CheckpointError(f"{where}: is a model with {what}, which plait does not take")
     config = Config(values, str(where), context, asked)
-    found = dialect(str(values.get("model_type")), str(where))
+    found = dialect(str(values.get("model_type")), str(where), values.get("architectures") or ())
     settings = found.read(config)
     config.finish()
-    vocabulary, positions = settings.pop("vocabulary"), settings.pop("context")
+    vocabulary, positions, told = settings.pop("vocabulary"), settings.pop("context"), settings.pop("objective", None)
     tokenizer = _tokenizer(folder)
     try:
-        run = spec.parse(run_table(settings, positions, folder, str(tokenizer)))
+        run = spec.parse(run_table(settings, positions, folder, str(tokenizer), told))
     except RunFileError as error:
         raise CheckpointError(f"{where}: {error}") from None
     size = tokenizers.load(tokenizer).vocabulary
     if size > vocabulary:
         raise CheckpointError(f"{tokenizer}: has {size} tokens, and the model's vocab_size = {vocabulary}; it is another model's")
-    return Described(found, Shape(run.model, vocabulary, positions), run, tokenizer)
+    return Described(found, Shape(run.model, vocabulary, positions, run.data.objective), run, tokenizer)
 
 
-def run_table(settings: Mapping[str, Any], context: int, source: Path, tokenizer: str) -> dict[str, Any]:
-    """A run of no data yet; training begins with a run file of one's own."""
+def run_table(
+    settings: Mapping[str, Any], context: int, source: Path, tokenizer: str, objective: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A run of no data yet; training begins with a run file of one's own. objective: what its head tells, where not what is usual."""
     model = {key: value for key, value in settings.items() if value is not None}
     data: dict[str, Any] = {"corpus": [f"none: imported from {source.name}"], "tokenizer": {"file": tokenizer}, "sequence": context}
     if settings["family"] in ("bert", "t5"):
-        data["objective"] = {"kind": "masked" if settings["family"] == "bert" else "span"}
+        data["objective"] = objective or {"kind": "masked" if settings["family"] == "bert" else "span"}
     return {"model": model, "data": data, "train": {"duration": "1 steps"}}
 
 
