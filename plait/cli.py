@@ -289,6 +289,47 @@ def merge(
 
 
 @app.command()
+def shrink(
+    folder: RunFolder,
+    out: Annotated[Path | None, typer.Option(help="Folder of the smaller model.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers that stay.")] = None,
+    decoder_layers: Annotated[int | None, typer.Option(help="t5: of the decoder.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads that stay in each layer; their key heads with them.")] = None,
+    hidden: Annotated[int | None, typer.Option(help="Neurons that stay in each MLP.")] = None,
+    expert_hidden: Annotated[int | None, typer.Option(help="moe: neurons that stay in each expert.")] = None,
+    importance: Annotated[str, typer.Option(help="What is chosen by: taylor, gradients of the loss; or magnitude.")] = "taylor",
+    sequences: Annotated[int, typer.Option(help="taylor: of the training split.", min=1)] = 64,
+    sparsity: Annotated[float | None, typer.Option(help="Share of each matrix that becomes zero.", min=0.0, max=0.999)] = None,
+    pattern: Annotated[str, typer.Option(help="Zeros anywhere: free; or two of each four: 2:4.")] = "free",
+    rounded: Annotated[str | None, typer.Option("--int8", help="Weights in int8: weights; inputs too: dynamic.")] = None,
+    beside: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="More rows of the table; repeat for several.")] = None,
+    split: Annotated[str, typer.Option(help="Whose loss the table tells.")] = "validation",
+    limit: Annotated[int, typer.Option(help="Sequences of it.", min=1)] = 64,
+    device: Device = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a row.")] = False,
+) -> None:
+    """Make a trained model smaller, and show size, speed and loss before and after; without a wish, of what is there."""
+    from plait.tasks import shrink as shrinking
+    from plait.tasks.showing import weighed_table
+    from plait.tasks.weighing import weigh
+
+    wanted = {"layers": layers, "decoder_layers": decoder_layers, "heads": heads, "hidden": hidden, "expert_hidden": expert_hidden}
+    sizes = {name: size for name, size in wanted.items() if size is not None}
+    wish = shrinking.Wish(sizes, importance, sequences, sparsity, pattern, rounded)
+    if wish.empty != (out is None):
+        raise UserError(
+            "--out: says where a smaller model goes; " + ("say what it loses: --heads, --hidden, --int8, ..." if out else "name a folder")
+        )
+    if out is not None:
+        shrinking.shrink(folder, out, wish, _device(device))
+    models = weigh([folder, *([out] if out else []), *(beside or [])], split, limit, _device(device))
+    if as_json:
+        print("\n".join(json.dumps(each.as_dict()) for each in models))
+    else:
+        weighed_table(models)
+
+
+@app.command()
 def status(
     folder: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -19,7 +19,7 @@ from plait.cluster.signals import Signals
 from plait.data import kept
 from plait.data.batches import Batches, EvaluationBatches
 from plait.data.tokens import Prepared
-from plait.errors import UserError
+from plait.errors import RunFileError, UserError
 from plait.ledger.messages import SERVING, Failed, Join
 from plait.ledger.progress import progress
 from plait.ledger.wire import LedgerClient, RunClosed
@@ -27,6 +27,7 @@ from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers
 from plait.replica.fit import largest_micro_batch
 from plait.replica.mesh import ALONE, Mesh, leave_mesh, make_mesh
+from plait.replica.pruning import sparsity
 from plait.replica.replica import Replica
 from plait.replica.schedule import rate
 from plait.sync import link
@@ -40,7 +41,7 @@ from plait.sync.phases import Phases
 from plait.sync.pushpull import PushPull
 from plait.sync.reduce import Reducer
 from plait.sync.server import Server
-from plait.sync.strategy import PeerLost, Rate, Sync
+from plait.sync.strategy import PeerLost, Rate, Sparsity, Sync
 from plait.train.base import base_of
 from plait.train.duties import Duties, resume
 from plait.train.folder import read_about
@@ -139,7 +140,7 @@ class Worker:
             return PushPull(self._ledger, self._config.token, self._config.member, codec, self._link(), run.train.seed)
         reducer, peers = Reducer(None, codec, self._link(), run.train.seed), self._peers
         if settings.strategy == "allreduce":
-            return AllReduce(reducer, peers, rate)
+            return AllReduce(reducer, peers, rate, self._sparsity())
         outer = (settings.outer_lr or 0.7, 0.9 if settings.outer_momentum is None else settings.outer_momentum)
         return LocalSteps(reducer, peers, rate, self._batches.targets, *(outer if settings.strategy == "diloco" else (1.0, 0.0)))
 
@@ -177,6 +178,16 @@ class Worker:
         warmup = batches.steps_of(train.schedule.warmup)
         decay = batches.steps_of(train.schedule.decay) if train.schedule.decay else max(1, batches.steps // 5)
         return lambda step: rate(train.schedule, train.optimizer.lr, step, batches.steps, warmup, decay)
+
+    def _sparsity(self) -> Sparsity:
+        settings, batches = self._run.prune, self._batches
+        if settings is None:
+            return lambda step: None
+        begin, every = batches.steps_of(settings.begin), 10 if settings.every is None else max(1, batches.steps_of(settings.every))
+        end = begin if settings.end is None else batches.steps_of(settings.end)
+        if not begin <= end <= batches.steps:
+            raise RunFileError(f"prune: begins after step {begin} and ends after step {end} of {batches.steps}; it must lie within the run")
+        return lambda step: sparsity(settings, step, begin, end, every)
 
     def _fitting(self) -> int:
         micro_batch = self._run.train.micro_batch

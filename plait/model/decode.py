@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plait.model.blocks import Around, Attention, Block, GeluMLP, RMSNorm, SwiGLU
+from plait.model.blocks import Around, Attention, Block, GeluMLP, Linear, RMSNorm, SwiGLU
 from plait.model.cache import Cache
 from plait.model.decoder import Decoder
 
@@ -46,7 +46,7 @@ class Step:
         if not self._straight:
             return
         self._layers = [_Layer(cast(Block, block)) for block in model.blocks]
-        self._norm = _norm(model.norm)
+        self._norm, self._head = _norm(model.norm), _applied(model.head)
         if model.rotary is not None:
             self._cos, self._sin = torch.cat([model.rotary.cos] * 2, -1), torch.cat([-model.rotary.sin, model.rotary.sin], -1)
 
@@ -56,7 +56,7 @@ class Step:
             return cast(Tensor, self._model(tokens_B[:, None], cache=cache))[:, -1]
         cache.advance()
         place, seen = cache.newest(), cache.seen()
-        x_BD = functional.embedding(tokens_B, self._model.embed.weight)
+        x_BD: Tensor = self._model.embed(tokens_B)
         rotation = None
         if self._model.positions is not None:
             x_BD = x_BD + self._model.positions.weight[place]
@@ -65,7 +65,7 @@ class Step:
             rotation = (cos, sin) if cos.ndim == 1 else (cos[:, None], sin[:, None])
         for layer, compute in enumerate(self._layers):
             x_BD = compute(x_BD, cache, layer, rotation, seen)
-        return functional.linear(self._norm(x_BD), self._model.head.weight)
+        return self._head(self._norm(x_BD))
 
 
 class _Layer:
@@ -74,15 +74,15 @@ class _Layer:
     def __init__(self, block: Block) -> None:
         attention, mlp = block.attention, block.mlp
         self._norm1, self._norm2 = _norm(block.norm1), _norm(block.norm2)
-        self._qkv, self._out = attention.qkv, _added(attention.out)
+        self._qkv, self._out = _applied(attention.qkv), _added(attention.out)
         self._width, self._repeat = attention.head_width, attention.queries_per_key
         self._norms = [_norm(part) for part in (attention.norm_q, attention.norm_k) if part is not None]
         self._swish = isinstance(mlp, SwiGLU)
-        self._up = cast(nn.Linear, mlp.gate_up if isinstance(mlp, SwiGLU) else cast(GeluMLP, mlp).up)
-        self._down = _added(cast(nn.Linear, mlp.down))
+        self._up = _applied(mlp.gate_up if isinstance(mlp, SwiGLU) else cast(GeluMLP, mlp).up)
+        self._down = _added(cast(nn.Module, mlp.down))
 
     def __call__(self, x_BD: Tensor, cache: Cache, layer: int, rotation: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
-        qkv_BX = functional.linear(self._norm1(x_BD), self._qkv.weight, self._qkv.bias)
+        qkv_BX = self._qkv(self._norm1(x_BD))
         qkv_BXE = qkv_BX.view(len(x_BD), -1, self._width)
         heads = qkv_BXE.shape[1] // (self._repeat + 2)
         if rotation is not None:
@@ -95,7 +95,7 @@ class _Layer:
         q_BGRE = q_BXE.view(len(x_BD), heads, self._repeat, self._width)
         mixed_BGRE = functional.scaled_dot_product_attention(q_BGRE, k_BGLE, v_BGLE, attn_mask=seen)
         x_BD = self._out(x_BD, mixed_BGRE.reshape(len(x_BD), -1))
-        h_BF = functional.linear(self._norm2(x_BD), self._up.weight, self._up.bias)
+        h_BF = self._up(self._norm2(x_BD))
         if self._swish:
             gate_BF, up_BF = h_BF.chunk(2, -1)
             h_BF = functional.silu(gate_BF).mul_(up_BF)
@@ -123,8 +123,18 @@ def _is_known(model: Decoder) -> bool:
     )
 
 
-def _added(layer: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
+def _applied(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """x -> layer(x), of plain layers without a call of a module's."""
+    if type(layer) is not Linear:
+        return cast(Callable[[Tensor], Tensor], layer.forward)
+    weight_OI, bias = layer.weight, layer._parameters["bias"]
+    return lambda x: functional.linear(x, weight_OI, bias)
+
+
+def _added(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """(residual, x) -> residual + layer(x)."""
+    if type(layer) is not Linear:
+        return lambda residual, x: residual + layer.forward(x)
     weight_ID, bias = layer.weight.t(), layer._parameters["bias"]
     if bias is None:
         return lambda residual, x: torch.addmm(residual, x, weight_ID)

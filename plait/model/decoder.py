@@ -93,8 +93,8 @@ class Decoder(Layered):
 
     def new_cache(self, rows: int, positions: int, padding: list[int] | None = None) -> Cache:
         """An empty memory for generating `rows` texts at once, of up to `positions` tokens each, `padding` before them included."""
-        weight = self.embed.weight
-        return Cache(self.model, rows, positions, padding, dtype=_compute_dtype(weight), device=weight.device)
+        like = cast(Tensor, self.norm.weight)
+        return Cache(self.model, rows, positions, padding, dtype=_compute_dtype(like), device=like.device)
 
     def rotation(self, length: int, positions: Tensor | None) -> Rotation | None:
         """Angles of these positions, of the first `length` when None; none in families without."""

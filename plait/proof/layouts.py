@@ -229,6 +229,8 @@ def for_proof(run: spec.Run, steps: int) -> spec.Run:
         table["train"]["micro_batch"] = max(1, run.train.largest_batch // 4)
     for section in ("layout", "balance", "elastic", "alerts", "watch"):
         table.pop(section, None)
+    if run.prune is not None:  # within the few steps
+        table["prune"] |= {"begin": "1 steps"} | ({} if run.prune.pattern == "2:4" else {"end": f"{steps} steps", "every": "1 steps"})
     table["checkpoint"] = {}
     table["watch"] = {"tensorboard": False}
     return spec.parse(table)

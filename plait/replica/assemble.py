@@ -100,6 +100,8 @@ class Base(Protocol):
 def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = ALONE, base: Base | None = None) -> Assembly:
     """Build what a rank of the mesh computes with. Raises RunFileError."""
     module = _planned(run, vocabulary)
+    if run.prune is not None and (wrong := run.prune.misses([path for path, value in module.named_parameters() if value.ndim > 1])):
+        raise RunFileError(wrong)
     whole = kept_paths(module)
     stages = _stages(module, run, vocabulary, mesh)
     module = module if stages is None else stages.module

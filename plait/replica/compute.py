@@ -42,11 +42,11 @@ class Compute:
         self._telling = telling(run, assembly, device)
         self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
-    def loss(self, micro_batch: MicroBatch) -> Tensor:
-        """The sum of token losses, with dropout: of this rank's sequences and positions."""
-        inputs = self.inputs(micro_batch, learning=True)
+    def loss(self, micro_batch: MicroBatch, learning: bool = True) -> Tensor:
+        """The sum of token losses: of this rank's sequences and positions. learning: with dropout, and smoothed targets."""
+        inputs = self.inputs(micro_batch, learning)
         with devices.autocast(self.device, self._precision):
-            return self._telling.loss(self.module(*inputs.arguments, **inputs.keywords), inputs, learning=True)
+            return self._telling.loss(self.module(*inputs.arguments, **inputs.keywords), inputs, learning)
 
     def learn_in_stages(self, micro_batches: Sequence[MicroBatch], divisor: int) -> Tensor:
         """Forward and backward of all at once, through a pipeline: adds the gradients of (sum of token losses / divisor) and returns the

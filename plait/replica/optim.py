@@ -24,6 +24,7 @@ from torch.nn import Parameter
 from plait import spec
 from plait.errors import RunFileError
 from plait.model.own import check_call, load_object
+from plait.replica.eightbit import Adam8bit
 from plait.replica.muon import Joint, Muon
 
 Named = Iterable[tuple[str, Parameter]]
@@ -50,6 +51,8 @@ def build_optimizer(
     if ":" in settings.name:
         return _own(settings, groups)
     optimizer: torch.optim.Optimizer
+    if settings.state == "int8":
+        return _eight_bits(settings, groups, fused)
     if settings.name == "sgd":
         momentum = 0.9 if settings.momentum is None else settings.momentum
         optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=momentum, nesterov=bool(settings.nesterov), fused=fused)
@@ -94,7 +97,7 @@ def restore_state(optimizer: torch.optim.Optimizer, named_parameters: Named, sta
 
 def reset_state(optimizer: torch.optim.Optimizer) -> None:
     """Back to the state before the first step: zeros where it exists from the beginning, none where a step makes it."""
-    if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, Muon):
+    if type(optimizer) in (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, Muon, Adam8bit):
         for values in optimizer.state.values():
             for value in values.values():
                 value.zero_()
@@ -166,6 +169,18 @@ def _muon(
         eps=settings.eps,
         fused=fused,
         joint=joint,
+    )
+
+
+def _eight_bits(settings: spec.Optimizer, groups: list[dict[str, Any]], fused: bool) -> Adam8bit:
+    return Adam8bit(
+        groups,
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        block=settings.block_size,
+        decoupled=settings.name == "adamw",
+        fused=fused,
     )
 
 

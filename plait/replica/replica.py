@@ -20,7 +20,7 @@ from plait.data.batches import MicroBatch
 from plait.events import Load
 from plait.model.decoder import compile_blocks
 from plait.replica import device as devices
-from plait.replica import expert
+from plait.replica import eightbit, expert
 from plait.replica.assemble import Assembly, Base, assemble, start_afresh
 from plait.replica.compute import Compute, model_state
 from plait.replica.gradients import Gradients
@@ -28,7 +28,9 @@ from plait.replica.looking import Looking
 from plait.replica.mesh import ALONE, Mesh
 from plait.replica.muon import Joint
 from plait.replica.optim import build_optimizer, clip_factor, create_state, optimizer_state, reset_state, restore_state, set_rate
+from plait.replica.part import Part
 from plait.replica.placed import local_values, placed
+from plait.replica.pruning import Pruning
 
 
 class Replica:
@@ -43,8 +45,12 @@ class Replica:
         self.parameters = {leaf.path: leaf.parameter for leaf in self.assembly.trained}
         self.parts = {leaf.path: leaf.part for leaf in self.assembly.trained}
         self.gradients = Gradients(self.assembly.trained, run.sync.bucket_bytes, mesh)
+        self._block = run.train.optimizer.block_size if run.train.optimizer.state == "int8" else None
+        if self._block is not None:
+            eightbit.check_cuts(self.parts, self._block)
         joint = _joint(self.assembly) if run.train.optimizer.name == "muon" else None
         self.optimizer = build_optimizer(run.train.optimizer, self.parameters.items(), device, joint, run.rate_factor)
+        self._pruning = None if run.prune is None else Pruning(run.prune, self.assembly, device, run.finetune is not None)
         self.publish()
         if run.train.compile:
             compile_blocks(self.compute.module)
@@ -97,6 +103,13 @@ class Replica:
             self._shards.reduce()
         self.gradients.finish()
 
+    def squared_norm(self) -> float:
+        """This rank's part of the sum of squares of all gradients, which are sums over all replicas by now: those of pruned weights are
+        made zero."""
+        if self._pruning is not None:
+            self._pruning.silence()
+        return self.gradients.squared_norm()
+
     def loss_sum(self) -> float:
         """The sum of token losses since `begin`, on ranks whose sums count."""
         return float(self._loss_sum) if self.compute.speaks else 0.0
@@ -123,25 +136,28 @@ class Replica:
         pipeline = self.compute.pipeline
         return (0.0, 0.0) if pipeline is None else (pipeline.busy, pipeline.elapsed)
 
-    def apply(self, grad_norm: float, rate: float, load: Load | None = None) -> None:
-        """Clip the reduced gradients by their global norm and take one step of the optimizer. load: of the whole unit, by expert."""
+    def apply(self, grad_norm: float, rate: float, load: Load | None = None, sparsity: float | None = None) -> None:
+        """Clip the reduced gradients by their global norm and take one step of the optimizer. load: of the whole unit, by expert.
+        sparsity: share of pruned matrices that is to be zero from now on; None where it stays."""
         if (factor := clip_factor(self._clip, grad_norm)) < 1.0:
             self.gradients.scale(factor)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
+        if self._pruning is not None:
+            self._pruning.follow(sparsity)
         if load:
             expert.follow(self.compute.module, load)
         self.publish()
         devices.synchronize(self.device)
 
     def state(self) -> dict[str, Any]:
-        """Parameters, kept buffers and optimizer state: "model.<path>" and "optimizer.<path>.<name>", the live tensors themselves, or
+        """Parameters, kept buffers, optimizer state, masks: "model.<path>" and "optimizer.<path>.<name>", the live tensors themselves, or
         Placed ones where this rank holds a part."""
         state = model_state(self.assembly)
         for leaf in self.assembly.trained:
             values = optimizer_state(self.optimizer, [(leaf.path, leaf.parameter)])
-            state |= {f"optimizer.{path}": placed(value, leaf.part) for path, value in values.items()}
-        return state
+            state |= {f"optimizer.{path}": placed(value, self._part_of(path, leaf.part)) for path, value in values.items()}
+        return state if self._pruning is None else state | self._pruning.state()
 
     def state_to_load(self) -> dict[str, Any]:
         """A `state` that is complete before the first step too, to be loaded into and then given to `restore`."""
@@ -160,7 +176,13 @@ class Replica:
         """Parameters and optimizer state as before the first step."""
         start_afresh(self.assembly, *self._built_from)
         reset_state(self.optimizer)
+        if self._pruning is not None:
+            self._pruning.begin()
         self.publish()
+
+    def _part_of(self, name: str, part: Part) -> Part:
+        """Of a parameter's optimizer state by its name."""
+        return part if self._block is None or not name.endswith(eightbit.SCALE) else eightbit.scale_part(part, self._block)
 
     def publish(self) -> None:
         """Parameters have changed: whoever computes next sees them."""

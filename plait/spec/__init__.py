@@ -17,6 +17,7 @@ from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
 from plait.spec.model import Mixture, Model, RopeScaling
 from plait.spec.objective import Head, Objective
+from plait.spec.prune import Prune
 from plait.spec.reading import load, parse, schema
 from plait.spec.run import Run, flatten, shapes_curve
 from plait.spec.section import Section
@@ -53,6 +54,7 @@ __all__ = [
     "Objective",
     "Optimizer",
     "Phase",
+    "Prune",
     "RopeScaling",
     "Run",
     "Schedule",

@@ -14,6 +14,7 @@ from plait.spec.finetune import Finetune
 from plait.spec.keeping import Checkpoint
 from plait.spec.layout import Layout
 from plait.spec.model import Model
+from plait.spec.prune import Prune
 from plait.spec.section import Section
 from plait.spec.sync import Agreement, Sync
 from plait.spec.train import Train
@@ -27,6 +28,7 @@ class Run(Section):
     data: Data
     train: Train
     finetune: Finetune | None = None
+    prune: Prune | None = None
     layout: Layout = Layout()
     sync: Sync = Sync()
     balance: Balance = Balance()
@@ -161,6 +163,20 @@ class Run(Section):
             raise ValueError(f"{self.balance.told} has shares follow speeds, and {why}")
         return self
 
+    @model_validator(mode="after")
+    def _prunable(self) -> Self:
+        if self.prune is None:
+            return self
+        if self.adapted:
+            raise ValueError("prune makes weights zero that finetune.lora leaves as they are; leave one of the two out")
+        other = next((agreement.strategy for agreement in self.sync.agreements if agreement.strategy != "allreduce"), None)
+        if other:
+            raise ValueError(
+                f'prune chooses weights that all replicas hold alike after each step, and sync.strategy = "{other}" has no such; '
+                'use sync.strategy = "allreduce"'
+            )
+        return self
+
     def _shares_shape_the_curve(self) -> str | None:
         """Why, where they do in every phase."""
         modes = [agreement.mode for agreement in self.sync.agreements]
@@ -183,6 +199,11 @@ class Run(Section):
             raise ValueError(
                 f'model.balance = "bias" follows the load of a whole global batch, which "{agreement.mode}" does not gather; '
                 'use model.balance = "auxiliary"'
+            )
+        if self.train.optimizer.state == "int8" and agreement.strategy != "allreduce":
+            raise ValueError(
+                f'train.optimizer.state = "int8" is for sync.strategy = "allreduce": "{agreement.strategy}" averages or hands on states as '
+                "floats; leave state out"
             )
         if agreement.mode == "bounded" and agreement.staleness is not None and agreement.staleness < replicas - 1:
             raise ValueError(
@@ -281,7 +302,7 @@ _OWN_DATA = set(Data.model_fields) - {"tokenizer", "sequence"}
 
 def shapes_curve(setting: str) -> bool:
     """Whether a run resumes only with the same value of a dotted setting."""
-    return setting.startswith(("model.", "data.", "train.", "finetune.", "sync.")) and setting not in _FREE
+    return setting.startswith(("model.", "data.", "train.", "finetune.", "prune.", "sync.")) and setting not in _FREE
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -18,7 +18,23 @@ class Optimizer(Section):
     momentum: Fraction | None = Field(None, description="sgd and muon; 0.9 for sgd and 0.95 for muon when left out")
     nesterov: bool | None = Field(None, description="sgd and muon; no for sgd and yes for muon when left out")
     weight_decay: float = Field(0.1, ge=0, description="on matrices; norms, biases and positions are spared")
+    state: Literal["int8"] | None = Field(
+        None, description="adamw and adam: int8 keeps the moments of matrices in eight bits a value, rounded by blocks of a row"
+    )
+    block: Positive | None = Field(None, description="int8: values of a row that share a scale; 64 when left out")
     settings: dict[str, Any] = Field(default_factory=dict, description="passed to your own optimizer as they are")
+
+    @model_validator(mode="after")
+    def _kept(self) -> Self:
+        if self.state == "int8" and self.name not in ("adamw", "adam"):
+            raise ValueError(f'state = "int8" is for name = "adamw" and "adam"; leave it out with "{self.name}"')
+        if self.block is not None and self.state != "int8":
+            raise ValueError('block belongs to state = "int8"; leave it out')
+        return self
+
+    @property
+    def block_size(self) -> int:
+        return self.block or 64
 
     @model_validator(mode="after")
     def _known(self) -> Self:

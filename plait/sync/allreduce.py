@@ -19,17 +19,17 @@ from plait.sync.deal import ByReplica, by_path, resize_buckets
 from plait.sync.handing import Handing, hand_over
 from plait.sync.peers import Peers
 from plait.sync.reduce import Reducer
-from plait.sync.strategy import Rate, Report, State, Traffic, Votes
+from plait.sync.strategy import Rate, Report, Sparsity, State, Traffic, Votes
 
 
 class AllReduce:
     """One curve: the update is that of the global batch in one process."""
 
-    def __init__(self, reducer: Reducer, peers: Peers, rate: Rate) -> None:
+    def __init__(self, reducer: Reducer, peers: Peers, rate: Rate, sparsity: Sparsity = lambda step: None) -> None:
         self._reducer = reducer
         self._peers = peers
         self._by_replica = ByReplica(peers)
-        self._rate = rate
+        self._rate, self._sparsity = rate, sparsity
         self._waited = 0.0
         self._handing: Handing | None = None
         peers.follow(reducer.regroup)
@@ -56,7 +56,7 @@ class AllReduce:
         began = devices.mark(replica.device)
         self._reducer.wait()
         reduced = devices.mark(replica.device)
-        squared_norm = replica.gradients.squared_norm()
+        squared_norm = replica.squared_norm()
         self._waited = devices.between(began, reduced)
         return squared_norm
 
@@ -67,7 +67,7 @@ class AllReduce:
         committed = verdict.decision == "commit"
         self._reducer.keep(committed)
         if committed:
-            replica.apply(verdict.grad_norm, self._rate(work.step), verdict.load)
+            replica.apply(verdict.grad_norm, self._rate(work.step), verdict.load, self._sparsity(work.step))
         return verdict
 
     def void(self, replica: Replica) -> None:

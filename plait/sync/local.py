@@ -87,7 +87,7 @@ class LocalSteps:
     def end(self, part: Part, replica: Replica) -> float:
         """A step of this replica's own; left out where its gradient is not finite, and where it has no share."""
         replica.finish()
-        squared_norm = replica.gradients.squared_norm()
+        squared_norm = replica.squared_norm()
         grad_norm = math.sqrt(replica.sum_over_ranks(squared_norm))
         if math.isfinite(grad_norm) and part.ranges:
             replica.apply(grad_norm, self._rate(part.step))

@@ -18,6 +18,8 @@ class PeerLost(PlaitError):
 
 Rate = Callable[[int], float]
 """The learning rate of a step."""
+Sparsity = Callable[[int], float | None]
+"""The share of pruned matrices that is to be zero after a step; None where it stays."""
 Targets = Callable[[int, Ranges | None], int]
 """Target tokens at positions of a step's global batch, or in all of it."""
 State = dict[str, Any]

@@ -73,8 +73,7 @@ def evaluate(
     limit: sequences, and sentences that are translated; all when left out. beams: how these are looked for; none with loss_only. Raises
     UserError: an unknown split, data that is gone or not the run's.
     """
-    if split not in SPLITS:
-        raise UserError(f"--split {split}: is none of {', '.join(SPLITS)}")
+    check_split(split)
     trained = load(folder, device)
     translating = trained.run.data.translates and not trained.run.model.causal and not loss_only
     if translating:
@@ -82,7 +81,7 @@ def evaluate(
     devices.set_threads(trained.run.cluster.threads, 1)
     prepared = data_of(Path(folder), trained.run)
     batches = EvaluationBatches(prepared.split(split, trained.run.data.sequence), limit)
-    sums = measure(trained.compute, batches, [[0, batches.size]], _micro_batch(trained))
+    sums = measure(trained.compute, batches, [[0, batches.size]], micro_batch_of(trained))
     loss, accuracy = sums.loss / sums.targets, None if sums.correct is None else sums.correct / sums.targets
     objective = trained.run.data.objective
     entropy = (
@@ -127,7 +126,14 @@ def _of_frequencies(prepared: Prepared, split: str, objective: spec.Objective, s
     return float(-(here * weigh * np.log(seen * weigh / (seen * weigh).sum())).sum() / here.sum())
 
 
-def _micro_batch(trained: Trained) -> int:
+def check_split(split: str) -> None:
+    """Raises UserError: an unknown one."""
+    if split not in SPLITS:
+        raise UserError(f"--split {split}: is none of {', '.join(SPLITS)}")
+
+
+def micro_batch_of(trained: Trained) -> int:
+    """Sequences that are computed at once."""
     micro_batch = trained.run.train.micro_batch
     return micro_batch if micro_batch != "auto" else 8
 

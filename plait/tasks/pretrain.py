@@ -367,9 +367,9 @@ def _checkpoint_bytes(run: spec.Run, prepared: Prepared) -> int:
     """What a checkpoint takes; 0 where that is not known, of a model of your own, and of adapters, which are little."""
     if ":" in run.model.family or run.adapted:
         return 0
-    rows = run.model.rows(prepared.vocabulary)
-    values = counts.parameters(run.model, rows, run.data.sequence) * STATE_BYTES.get(run.train.optimizer.name, 3)
-    return values * (8 if run.train.precision == "fp64" else 4)
+    values = counts.parameters(run.model, run.model.rows(prepared.vocabulary), run.data.sequence)
+    size = 8 if run.train.precision == "fp64" else 4
+    return values * (size + 2 if run.train.optimizer.state == "int8" else size * STATE_BYTES.get(run.train.optimizer.name, 3))
 
 
 def _check_space(run: spec.Run, folder: Path, prepared: Prepared) -> None:

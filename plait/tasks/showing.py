@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from plait.tasks.pretrain import Result
     from plait.tasks.rivals import Compared
     from plait.tasks.trained import Trained
+    from plait.tasks.weighing import Weighed
     from plait.train.inventory import Held
 
 
@@ -237,6 +238,21 @@ def checkpoint_line(held: Held, checked: bool) -> str:
     """checked: whether every byte was read."""
     state = f"DAMAGED: {held.wrong}" if held.wrong is not None else "sound" if checked else "complete"
     return f"step {held.step:<9,} {held.bytes / 2**20:>10,.1f} MiB  {held.place}  {state}"
+
+
+def weighed_table(models: list[Weighed]) -> None:
+    """Models side by side, a row each; reads and writes are tokens/s."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("model", "step", "MiB", "parameters", "zeros", "reads/s", "writes/s", "loss"):
+        table.add_column(title, justify="left" if title == "model" else "right", overflow="fold")
+    for each in models:
+        figures = (f"{each.step:,}", f"{each.bytes / 2**20:,.2f}", f"{each.parameters:,}", f"{each.zeros:.1%}")
+        speeds = ("-" if speed is None else f"{speed:,.0f}" for speed in (each.reads, each.writes))
+        table.add_row(each.folder, *figures, *speeds, "-" if each.loss is None else f"{each.loss:.4f}")
+    Console().print(table)
 
 
 def answers_table(answers: Answers) -> None:

@@ -15,13 +15,14 @@ from plait.data import tokenizer as tokenizers
 from plait.data.chat import Template
 from plait.data.tokenizer import Tokenizer
 from plait.errors import CheckpointError
+from plait.model import int8
 from plait.replica import device as devices
 from plait.replica.assemble import Assembly, assemble
 from plait.replica.compute import Compute, model_state
 from plait.train import manifest
 from plait.train.base import base_of
 from plait.train.checkpoint import load as load_checkpoint
-from plait.train.folder import KEPT, read_about, read_run, tokenizer_file
+from plait.train.folder import INT8, KEPT, read_about, read_run, tokenizer_file
 from plait.train.huggingface.folder import GENERATION, read_json
 
 
@@ -79,10 +80,19 @@ def load(folder: str | Path, device: spec.Device = "auto") -> Trained:
         raise CheckpointError(f"{folder}: has no complete checkpoint yet; let plait train save one")
     chosen = devices.choose(device, 0)
     assembly = assemble(run, kept["data.vocabulary"], chosen, base=base_of(run) if run.adapted else None)
+    if INT8 in kept:
+        assembly = _rounded(assembly, kept[INT8])
     compute = Compute(run, assembly, chosen)
     path = _load_newest(found, model_state(assembly))
     compute.module.eval()
     return Trained(folder, run, manifest.step_of(path), assembly, compute, tokenizer)
+
+
+def _rounded(assembly: Assembly, mode: int8.Mode) -> Assembly:
+    """With room for int8 in the place of what is stored so."""
+    int8.round_weights(assembly.module, mode)
+    floats = dict(assembly.module.named_parameters())
+    return replace(assembly, leaves=[leaf for leaf in assembly.leaves if leaf.path in floats])
 
 
 def _load_newest(candidates: list[Path], state: dict[str, Any]) -> Path:

@@ -22,7 +22,7 @@ from plait.data import chat, fetched, kept, vocabulary
 from plait.data import tokenizer as tokenizers
 from plait.errors import CheckpointError, RunFileError
 from plait.train import manifest
-from plait.train.folder import KEPT, read_about, read_run, tokenizer_file
+from plait.train.folder import KEPT, check_floats, read_about, read_run, tokenizer_file
 from plait.train.huggingface import folder as theirs
 from plait.train.huggingface import tensors as theirs_of
 
@@ -164,6 +164,7 @@ def _own(base: Path, finetune: spec.Finetune, kept: str | None) -> _Found:
     checkpoint = _pinned(base, kept)
     folder = checkpoint.parent.parent
     run = read_run(folder)
+    check_floats(folder, "are not trained further")
     if run.adapted:
         raise RunFileError(f'finetune.from = "{finetune.base}": holds adapters alone; merge them first: plait merge {folder} --out ...')
     tensors = manifest.read(checkpoint).tensors

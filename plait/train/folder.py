@@ -28,6 +28,8 @@ from plait.errors import CheckpointError
 from plait.train.home import Home
 
 KEPT = chat.KEPT
+INT8 = "int8"
+"""In the identity of a folder whose weights are rounded: plait.model.int8's mode."""
 
 
 class Folder:
@@ -63,12 +65,15 @@ class Folder:
             os.close(self._lock)
             self._lock = None
 
-    def claim(self, run: spec.Run, data: dict[str, Any]) -> bool:
-        """Make the folder this run's, or check that it is. Returns whether it was already.
+    def claim(self, run: spec.Run, data: dict[str, Any], rounded: str | None = None) -> bool:
+        """Make the folder this run's, or check that it is. Returns whether it was already. rounded: how its weights are, where they are
+        no floats.
 
         Raises CheckpointError for a folder of another run, naming each setting that differs.
         """
         wanted = {**run.identity(), **{f"data.{key}": value for key, value in data.items()}}
+        if rounded is not None:
+            wanted[INT8] = rounded
         if (self.path / "about.json").exists():
             kept = read_about(self.path)["identity"]
             _refuse_other(f"{self.path}: holds another run; use its settings, or another --out", kept, wanted)
@@ -112,6 +117,12 @@ def read_run(folder: Path) -> spec.Run:
     """The run file that a run's folder keeps."""
     read_about(folder)
     return spec.load(folder / "run.toml")
+
+
+def check_floats(folder: Path, what: str) -> None:
+    """Raises CheckpointError for a folder of rounded weights. what: what it cannot be used for."""
+    if INT8 in read_about(folder)["identity"]:
+        raise CheckpointError(f"{folder}: holds weights in int8, which {what}; take the run that they were rounded from")
 
 
 def tokenizer_file(folder: Path) -> Path:

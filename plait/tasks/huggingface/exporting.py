@@ -29,7 +29,7 @@ from plait.tasks.huggingface import adapters
 from plait.tasks.huggingface.stored import Foreign, Merged, Stored, Values, check
 from plait.train import manifest, tensorfile
 from plait.train.base import ForeignBase, base_of
-from plait.train.folder import KEPT, read_about, read_run
+from plait.train.folder import KEPT, check_floats, read_about, read_run
 from plait.train.huggingface import folder as theirs
 from plait.train.tensorfile import BLOCK, Kind
 
@@ -61,6 +61,7 @@ def export_model(
     if dtype not in CODES:
         raise UserError(f"--dtype {dtype}: is none of {', '.join(CODES)}")
     run, about = read_run(folder), read_about(folder)["identity"]
+    check_floats(folder, "are not exported")
     if adapter and not run.adapted:
         raise UserError(f"--adapter: {folder} has no adapters; leave it out")
     shape = Shape(run.model, about["data.vocabulary"], run.data.sequence, run.data.objective)
