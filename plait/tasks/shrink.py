@@ -25,7 +25,7 @@ from plait.replica.assemble import assemble, kept_paths
 from plait.tasks import whole
 from plait.tasks.evaluate import data_of, micro_batch_of
 from plait.tasks.trained import Trained, load
-from plait.train.folder import check_floats
+from plait.train.folder import check_floats, read_about
 
 IMPORTANCE = ("taylor", "magnitude")
 PATTERNS = ("free", "2:4")
@@ -202,7 +202,8 @@ def _zero(values: dict[str, Tensor], wish: Wish) -> None:
 
 def _rounded(run: spec.Run, trained: Trained, values: dict[str, Tensor], mode: Any) -> dict[str, Tensor]:
     """What a checkpoint of the same model has once its weights are int8."""
-    module = assemble(run.model_copy(update={"finetune": None}), trained.assembly.vocabulary, torch.device("cpu")).module
+    vocabulary = read_about(trained.folder)["identity"]["data.vocabulary"]
+    module = assemble(run.model_copy(update={"finetune": None}), vocabulary, torch.device("cpu")).module
     module.load_state_dict(values, strict=False)  # but for what is tied
     int8.round_weights(module, mode)
     state = module.state_dict()
