@@ -31,6 +31,15 @@ class MicroBatch:
     segments_BL: np.ndarray | None = None
     values_B: np.ndarray | None = None
 
+    def beginning(self, length: int) -> MicroBatch:
+        """Its first places alone."""
+        cut = {
+            name: value[:, :length]
+            for name in ("tokens_BL", "targets_BL", "documents_BL", "segments_BL")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **cut)
+
     def without_targets(self) -> MicroBatch:
         """The same forward pass, which counts for nothing."""
         return replace(self, targets_BL=np.full_like(self.targets_BL, NO_TARGET))

@@ -134,7 +134,7 @@ def _keep(q_BHLE: Tensor, keys: int, dropout: Dropout, noise: Noise) -> Keep:
     first = 0 if noise.cut is None else noise.cut.head_share[0] * heads
     queries_L, keys_K = (torch.arange(size, device=q_BHLE.device) for size in (length, keys))
     heads_H = torch.arange(first, first + heads, device=q_BHLE.device)
-    return Keep(dropout, noise, heads_H, queries_L, keys_K, length)
+    return Keep(dropout, noise, heads_H, queries_L, keys_K, length if noise.cut is None else noise.cut.length)
 
 
 class Keep:

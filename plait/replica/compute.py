@@ -25,6 +25,8 @@ from plait.replica.telling import Sums, telling
 if TYPE_CHECKING:
     from plait.replica.pipeline import Pipeline
 
+PADDED_TO = 8
+"""Samples with labels are padded to a multiple of so many places, for each rank that shares them."""
 MEASURED_AT_ONCE = 4  # micro-batches for each rank of a pipeline: enough to keep most of them busy, few enough for their buffers
 
 
@@ -40,6 +42,7 @@ class Compute:
         self._seed = run.train.seed
         self._precision = run.train.precision
         self._telling = telling(run, assembly, device)
+        self._labelled = run.data.objective.labelled
         self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
     def loss(self, micro_batch: MicroBatch, learning: bool = True) -> Tensor:
@@ -94,8 +97,12 @@ class Compute:
         return sums
 
     def inputs(self, micro_batch: MicroBatch, learning: bool) -> Inputs:
-        """What the model is called with on this rank. learning: with dropout."""
-        cut = self._cut(micro_batch.tokens_BL.shape[1], micro_batch.source)
+        """What the model is called with on this rank. learning: with dropout, which follows no padding that is left out."""
+        whole = micro_batch.tokens_BL.shape[1]
+        micro_batch = self._without_padding(micro_batch)
+        length = micro_batch.tokens_BL.shape[1]
+        cut = self._cut(length, micro_batch.source)
+        cut = cut if length == whole else self._beginning(whole, length)
         here = slice(None) if cut is None else cut.positions_L.cpu().numpy()
         counted_B = self._tensor(np.any(micro_batch.targets_BL >= 0, 1))
         noise = Noise(self._seed, micro_batch.step, self._tensor(micro_batch.samples_B), cut, counted_B) if learning else None
@@ -112,6 +119,22 @@ class Compute:
     def speaks(self) -> bool:
         """Whether this rank's sums count: ranks of the tensor axis compute the same ones."""
         return self._mesh.place["tensor"] == 0
+
+    def _without_padding(self, micro_batch: MicroBatch) -> MicroBatch:
+        """Of samples with labels, the places that any of them fills; a pipeline's micro-batches are of equal length, and so are the parts
+        of samples that ranks share."""
+        documents_BL = micro_batch.documents_BL
+        if not self._labelled or documents_BL is None or self.pipeline is not None or self._mesh.size("context") > 1:
+            return micro_batch
+        grain = PADDED_TO * self._mesh.size("tensor")
+        length = -(-int((documents_BL >= 0).sum(1).max()) // grain) * grain
+        return micro_batch if length >= documents_BL.shape[1] else micro_batch.beginning(length)
+
+    def _beginning(self, whole: int, length: int) -> Cut:
+        """The first places of samples of which the rest is padding."""
+        places = torch.arange(length, device=self.device)
+        ranks = self._mesh.size("tensor") if self._assembly.sequence_parallel else 1
+        return Cut(whole, places, places.chunk(ranks)[self._mesh.place["tensor"] if ranks > 1 else 0], self._mesh.of("tensor"))
 
     def _cut(self, length: int, source: int) -> Cut | None:
         """Of a row of one piece, or of a source and what stands behind it, each cut by itself."""
