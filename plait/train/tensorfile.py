@@ -123,14 +123,14 @@ def write(
 
     Raises OSError.
     """
-    return _stream(path, _ahead(_bytes_of(kinds, blocks, about)))
+    return _stream(path, _bytes_of(kinds, blocks, about))
 
 
 def write_hashed(path: Path, kinds: Mapping[str, Kind], blocks: Callable[[str], Iterable[np.ndarray]]) -> Written:
     """The same with a checksum, which is taken of one block while the next is being read and written."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as hashing:
-        size = _stream(path, _hashed(_ahead(_bytes_of(kinds, blocks, None)), digest.update, hashing))
+        size = _stream(path, _hashed(_bytes_of(kinds, blocks, None), digest.update, hashing))
     return Written(size, digest.hexdigest())
 
 
@@ -185,15 +185,6 @@ def _bytes_of(
             left -= len(values)
             yield values.data
         assert not left, (name, left)
-
-
-def _ahead(blocks: Iterator[memoryview]) -> Iterator[memoryview]:
-    """The same, each made while the one before it is written."""
-    with ThreadPoolExecutor(1) as making:
-        coming = making.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = making.submit(next, blocks, None)
-            yield block
 
 
 def _hashed(blocks: Iterator[memoryview], update: Callable[[memoryview], None], hashing: ThreadPoolExecutor) -> Iterator[memoryview]:

@@ -69,7 +69,7 @@ def test_a_matrix_is_turned_over(shape: tuple[int, int]) -> None:
     assert np.array_equal(turned, values.T)
 
 
-def test_what_goes_wrong_while_the_next_block_is_made_is_told(tmp_path: Path) -> None:
+def test_what_goes_wrong_while_a_block_is_made_is_told(tmp_path: Path) -> None:
     def blocks(name: str) -> Iterator[np.ndarray]:
         yield np.zeros(2, np.float32)
         raise CheckpointError(f"{name}: is cut short")
