@@ -29,7 +29,7 @@ FIGURES = OUT / "figures.json"
 
 @dataclass(frozen=True)
 class Example:
-    """runs: run files that are trained one after the other, each into runs/examples/NAME. measure: of the last one's folder."""
+    """runs: run files that are trained one after the other, each from the one before, into runs/examples/NAME. measure: of the last one."""
 
     runs: tuple[str, ...]
     measure: Callable[[Path], list[Figure]]
@@ -38,6 +38,7 @@ class Example:
 EXAMPLES = {
     "austen": Example(("austen",), measures.generator),
     "verses": Example(("verses",), measures.composer),
+    "sentiment": Example(("reviews_bert", "sentiment"), measures.classifier),
     "translator": Example(("translator",), measures.translator),
     "answers": Example(("answers",), measures.answerer),
 }
@@ -59,9 +60,11 @@ def main(words: list[str]) -> None:
 
 
 def done(example: Example, overrides: list[str]) -> list[Figure]:
+    base: list[str] = []
     for name in example.runs:
-        print(f"\n$ plait train examples/{name}.toml --out {OUT / name}", flush=True)
-        plait.train(spec.load(f"examples/{name}.toml", overrides), OUT / name)
+        print(f"\n$ plait train {' '.join([f'examples/{name}.toml', *base, *overrides])} --out {OUT / name}", flush=True)
+        plait.train(spec.load(f"examples/{name}.toml", [*base, *overrides]), OUT / name)
+        base = [f"finetune.from={OUT / name}"]  # of the run that is tuned from this one
     figures = example.measure(OUT / example.runs[-1])
     for each in figures:
         print(f"{each.name}: {each.shown}", flush=True)

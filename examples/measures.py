@@ -18,6 +18,7 @@ from plait import spec
 from plait.data import prepare, sources
 from plait.data.tokens import Prepared
 from plait.tasks.answer import Answers, answer, compare
+from plait.tasks.evaluate import baselines_of, draw_confusion
 from plait.tasks.generate import Sampling
 from plait.tasks.neighbours import Neighbours
 from plait.train.folder import read_run
@@ -45,7 +46,7 @@ class Figure:
 
     @property
     def beside(self) -> str:
-        return ", ".join(f"{name} {value:{self.format}}" for name, value in self.others.items())
+        return "; ".join(f"{name} {value:{self.format}}" for name, value in self.others.items())
 
 
 def generator(folder: Path) -> list[Figure]:
@@ -110,6 +111,18 @@ def _nearest_answers(answers: Answers, folder: Path) -> tuple[float, float]:
     nearest = Neighbours([question for question, _ in learned])
     scores = [compare(learned[nearest.nearest(each.question)][1], each.right) for each in answers.told]
     return float(np.mean([exact for exact, _ in scores])), float(np.mean([f1 for _, f1 in scores]))
+
+
+def classifier(folder: Path) -> list[Figure]:
+    """Accuracy and macro F1; what was taken for what is drawn as confusion.svg."""
+    score, rivals = plait.evaluate(folder, "test"), baselines_of(folder, ["test"])
+    assert score.accuracy is not None
+    assert score.f1 is not None
+    draw_confusion(score, folder / "confusion.svg")
+    return [
+        Figure("accuracy", ".1%", score.accuracy, {each.name: each.accuracy for each in rivals}),
+        Figure("macro F1", ".1%", score.f1, {each.name: each.f1 for each in rivals}),
+    ]
 
 
 def translator(folder: Path) -> list[Figure]:
