@@ -107,6 +107,15 @@ def _flops_per_token(run: spec.Run, prepared: Prepared, batches: Batches) -> flo
         rows = batches.filling
         each = sum(filling.told for filling in rows) / sum(filling.rows for filling in rows)
         return counts.flops_per_target(model, vocabulary, *rows[0].sides, each)
+    if told.head is not None:
+        return counts.flops_per_token(model, told.head.outputs, sequence) * sequence / _told_of_a_row(run, prepared)
     of_all = counts.flops_per_token(model, vocabulary, sequence)
     few = 1.0 if told.kind in ("causal", "translate") else int(corruption.masked_count(sequence, told.rate or objective.RATE)) / sequence
     return of_all / few
+
+
+def _told_of_a_row(run: spec.Run, prepared: Prepared) -> float:
+    """Targets of a sample with labels, on average."""
+    if run.data.objective.kind != "tag":
+        return 2.0 if run.data.objective.kind == "answer" else 1.0
+    return sum(label.counts.get("train", 0) for label in prepared.manifest.labels) / prepared.documents("train")

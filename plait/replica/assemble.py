@@ -189,7 +189,9 @@ def _stages(module: nn.Module, run: spec.Run, vocabulary: int, mesh: Mesh) -> St
         return None
     from plait.replica import stages  # torch's pipelining takes its time to import
 
-    return stages.cut(module, run.layout, mesh.place["pipeline"], stages.head_in_layers(run.model, vocabulary, run.data.sequence))
+    head = run.data.objective.head
+    cost = stages.head_in_layers(run.model, vocabulary if head is None else head.outputs, run.data.sequence)
+    return stages.cut(module, run.layout, mesh.place["pipeline"], cost)
 
 
 def _part(path: str, shape: torch.Size, placed: Placement, mesh: Mesh) -> Part:

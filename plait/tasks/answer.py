@@ -129,7 +129,7 @@ def _rows(file: Path, data: spec.Data) -> Iterator[tuple[str, str, list[str]]]:
     for source in sources.every_file(sources.resolve(data)):
         for document in sources.documents(source, data):
             question, passage, _, right = json.loads(document.text)
-            yield question, passage, right or [""]
+            yield question, passage, [each for each in right if _words(each)] or [""]  # as SQuAD's script leaves such out
 
 
 def _summed(step: int, answered: list[Answered]) -> Answers:
