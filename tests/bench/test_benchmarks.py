@@ -30,6 +30,7 @@ def is_measured(figure: dict[str, Any]) -> bool:
     return math.isfinite(figure["value"]) and figure["low"] <= figure["value"] <= figure["high"]
 
 
+@pytest.mark.slow
 def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> None:
     (figure,) = run("preparing", tmp_path)
     assert is_measured(figure)

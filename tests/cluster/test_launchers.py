@@ -54,6 +54,7 @@ def start(command: list[str], environment: dict[str, str] | None = None) -> subp
     return subprocess.Popen(command, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 def test_torchrun_draws_the_same_curve(run: spec.Run, run_file: Path, tmp_path: Path, nursery: Nursery) -> None:
     process = start([*TORCHRUN, "train", str(run_file), "--out", str(tmp_path / "torchrun")])
     output, _ = process.communicate(timeout=120)

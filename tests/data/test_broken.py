@@ -97,7 +97,10 @@ def test_a_line_of_10_mb_is_a_document_where_no_bound_is_set(tmp_path: Path) -> 
     assert [len(document.text) for document in sources.documents(file, data)][-1] == 12 * 870_000
 
 
-def test_a_field_of_another_kind_is_told() -> None:
-    data = spec.Data(corpus=["a"], numeric=["price"])
-    with pytest.raises(Unusable, match=r"a:1: 'price' is 'dear', and data.numeric.0 asks for a number"):
-        sources._row("a:1", 1, '{"text": "t", "price": "dear"}', data)
+def test_a_field_of_another_kind_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "t", "price": "dear"}\n')
+    data = told(tmp_path, path, numeric=["price"])
+    (file,) = sources.every_file(sources.resolve(data))
+    with pytest.raises(Unusable, match=r"a.jsonl:1: 'price' is 'dear', and data.numeric.0 asks for a number"):
+        list(sources.documents(file, data))

@@ -47,6 +47,7 @@ def test_a_flipped_bit_is_survived_too(corpus: Path, prepared: Path, nursery: Nu
     assert flipped.corrupted == 1
 
 
+@pytest.mark.slow
 def test_the_command_exits_3_where_a_failure_is_not_survived(
     corpus: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: None
 ) -> None:

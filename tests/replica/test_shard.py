@@ -293,6 +293,7 @@ def built_in_rows(rank: int, size: int, group: ProcessGroup, place: str) -> list
     return [largest.numel, 16384 * 8]
 
 
+@pytest.mark.slow
 def test_no_rank_makes_whole_parameters(tmp_path: Path) -> None:
     for largest, whole in run_distributed("tests.replica.test_shard:built_in_rows", 4, place=str(tmp_path)):
         assert largest == whole // 4

@@ -18,7 +18,7 @@ from plait.tasks.generate import Sampling, generate
 from plait.tasks.pretrain import train
 from plait.tasks.trained import load
 from plait.testing.failures import CutOff, CutOffAt
-from tests.runs import WORDS, differences, steps_of, tiny
+from tests.runs import WORDS, differences, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
 
@@ -44,7 +44,7 @@ def curve(tmp_path: Path, pairs: Path, prepared: Path, nursery: Nursery) -> Curv
     return run
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, pytest.param({"replicas": 2, "shard": 2}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("layout", [slow({"tensor": 2}), slow({"replicas": 2, "shard": 2})], ids=str)
 def test_answers_draw_the_curve_of_one_process(curve: Curve, layout: dict[str, int]) -> None:
     """Packed, so that rows have masks and unequal numbers of targets."""
     alone = curve("alone", data__chat={"pack": True})

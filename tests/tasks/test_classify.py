@@ -91,7 +91,7 @@ def evaluated(folder: Path) -> events.Evaluated:
         slow("tag", {"tensor": 2}),
         slow("tag", {"context": 2}),
         slow("tag", {"replicas": 2, "shard": 2}),
-        ("answer", {"shard": 2}),
+        slow("answer", {"shard": 2}),
         slow("answer", {"tensor": 2}),
         slow("answer", {"pipeline": 2}),
     ],

@@ -83,13 +83,14 @@ def test_micro_batches_do_not_shape_the_curve(curve: Train) -> None:
     assert_one_curve(curve("twos"), curve("fives", train__micro_batch=5, model__recompute="full"))
 
 
+@pytest.mark.slow
 def test_gpt2_with_masked_documents_and_growing_batches_draws_one_curve(curve: Train) -> None:
     family = {"model__family": "gpt2", "model__kv_heads": None, "data__document_mask": True}
     batch = {"train__batch": [{"batch": 4, "until": "9 steps"}, {"batch": 7}]}
     assert_one_curve(curve("alone", **family, **batch), curve("two", layout__replicas=2, **family, **batch))
 
 
-@pytest.mark.parametrize("optimizer", [slow("sgd"), "muon"])
+@pytest.mark.parametrize("optimizer", [slow("sgd"), slow("muon")])
 def test_other_optimizers_draw_one_curve(curve: Train, optimizer: str) -> None:
     assert_one_curve(curve("alone", train__optimizer__name=optimizer), curve("two", layout__replicas=2, train__optimizer__name=optimizer))
 
@@ -101,6 +102,7 @@ def test_short_curves_agree_in_fp32(curve: Train) -> None:
     assert loss <= 1e-5
 
 
+@pytest.mark.slow
 def test_short_curves_agree_in_bf16_as_far_as_one_process_agrees_with_itself(curve: Train) -> None:
     settings = {"train__precision": "bf16", "train__duration": "8 steps"}
     alone, two = curve("alone", **settings), curve("two", layout__replicas=2, **settings)

@@ -75,6 +75,7 @@ def test_a_death_at_each_point_of_a_unit(curve: Trainer, undisturbed: list[event
     assert not curve.of("killed", events.RolledBack)
 
 
+@pytest.mark.slow
 def test_two_deaths_at_once_and_all_deaths_at_once(curve: Trainer, undisturbed: list[events.Step]) -> None:
     """Where nobody is left, all return to the last checkpoint."""
     all_at_once = [Fault("computing", 11, replica, attempt=1 if replica < 2 else 0) for replica in range(3)]
@@ -98,6 +99,7 @@ def test_deaths_amid_a_save_a_meeting_and_a_join(curve: Trainer, undisturbed: li
     assert manifest.step_of(manifest.candidates(curve.folder / "killed" / "checkpoints")[0]) == STEPS
 
 
+@pytest.mark.slow
 def test_the_last_save_is_made_though_who_makes_it_dies(curve: Trainer, undisturbed: list[events.Step]) -> None:
     assert_one_curve(undisturbed, curve("killed", Fault("saving", STEPS, 0), Fault("saving", STEPS, 1), **THREE))
     assert [event.step for event in curve.of("killed", events.Saved)] == [STEPS]
@@ -135,11 +137,13 @@ def test_a_round_is_done_again_from_its_beginning(curve: Trainer, strategy: str)
     assert curve.lost("computing") == curve.lost("reducing") == [(2, 0)]
 
 
+@pytest.mark.slow
 def test_compressed_sums_go_on_with_what_survivors_hold_back(curve: Trainer) -> None:
     killed = curve("killed", Fault("reducing", 4, 0), Fault("reduced", 9, 2), sync__compress="topk", sync__top_k=0.3, **THREE)
     assert killed[-1].loss < killed[0].loss
 
 
+@pytest.mark.slow
 def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: Trainer, undisturbed: list[events.Step]) -> None:
     assert_one_curve(undisturbed, curve("waits", Fault("computing", 6, 1), elastic__replicas=[3, 3], **THREE))
     assert all(len(step.shares) == 3 for step in steps_of(curve.folder / "waits")), "nothing is committed by fewer"
@@ -149,6 +153,7 @@ def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: 
     assert len(grown[-1].shares) == 3
 
 
+@pytest.mark.slow
 def test_an_error_ends_a_replica_and_one_that_comes_again_the_run(curve: Trainer, undisturbed: list[events.Step]) -> None:
     once = Fault("computing", 5, 1, action="raise")
     assert_one_curve(undisturbed, curve("once", once, **THREE))

@@ -70,6 +70,7 @@ def test_all_choices_of_a_global_batch_are_counted(alone: list[events.Step]) -> 
     assert all(sum(layer) == 8 * 16 * 2 for step in alone for layer in step.load[1:])
 
 
+@pytest.mark.slow
 def test_a_loss_that_balances_draws_one_curve(curve: Train) -> None:
     model = {**MOE, "balance": "auxiliary", "auxiliary": 0.1, "experts_per_token": 1}
     assert_one_curve(curve("one", model=model), curve("two", model=model, layout__replicas=2))

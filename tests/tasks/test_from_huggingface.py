@@ -53,7 +53,7 @@ def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
 
 
 CASES = [
-    ("gpt2", {"tensor": 2}, None),
+    slow("gpt2", {"tensor": 2}, None),
     slow("llama", {"tensor": 2, "shard": 2}, LORA),
     slow("llama tied", {"pipeline": 2, "tensor": 2}, None),
     slow("mistral", {"context": 2, "tensor": 2}, None),
@@ -108,7 +108,9 @@ def test_what_belongs_to_the_tokenizer_goes_along(curve: Curve, saved: Saved, tm
     assert json.loads((tmp_path / "back/generation_config.json").read_text())["temperature"] == 0.5
 
 
-@pytest.mark.parametrize(("name", "targets"), [("gpt2", ["blocks.*"]), ("qwen2", ["blocks.*"]), ("t5", ["blocks.1.*", "*.cross.q"])])
+@pytest.mark.parametrize(
+    ("name", "targets"), [slow("gpt2", ["blocks.*"]), ("qwen2", ["blocks.*"]), slow("t5", ["blocks.1.*", "*.cross.q"])]
+)
 def test_adapters_are_exported_for_peft_and_merged(curve: Curve, tmp_path: Path, name: str, targets: list[str]) -> None:
     """Of each the logits are those of plait's own module."""
     import torch

@@ -29,7 +29,7 @@ from plait.tasks.translate import load_translator
 from plait.train.folder import read_run
 from plait.train.huggingface.folder import describe
 from plait.train.huggingface.tensors import Tensors
-from tests.runs import T5_PAIRS, tiny, write_pairs
+from tests.runs import T5_PAIRS, slow, tiny, write_pairs
 from tests.tasks.foreign import CONTEXT, MODELS, VOCABULARY
 
 transformers = pytest.importorskip("transformers", reason="needs the extra [bench]")
@@ -143,7 +143,7 @@ def test_tensors_in_several_files_and_in_half_precision_are_read_and_written(sav
     assert all(torch.equal(value, back[name]) for name, value in whole.state_dict().items())
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2, "shard": 2}, pytest.param({"pipeline": 2, "expert": 2}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("layout", [slow({"tensor": 2, "shard": 2}), slow({"pipeline": 2, "expert": 2})], ids=str)
 def test_a_checkpoint_in_parts_is_exported_as_the_whole(
     corpus: Path, prepared: Path, nursery: Nursery, tmp_path: Path, layout: dict[str, int]
 ) -> None:
@@ -244,7 +244,7 @@ def test_every_weight_of_a_built_model_is_mapped_once(name: str, saved: Callable
     source = saved(name)
     import_model(source, tmp_path / "ours")
     run = read_run(tmp_path / "ours")
-    shape = Shape(run.model, VOCABULARY, CONTEXT)
+    shape = Shape(run.model, VOCABULARY, CONTEXT, run.data.objective)
     check_boxes(source, load(tmp_path / "ours", "cpu").module.state_dict())
     built = {path: tuple(value.shape) for path, value in build(run.model, VOCABULARY, CONTEXT, 0).named_parameters()}
     weights = list(dialect_of(shape).weights(shape))

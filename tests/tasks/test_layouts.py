@@ -66,9 +66,9 @@ LAYOUTS = [
     slow("moe", {"context": 2, "tensor": 2}),
     slow("moe", {"expert": 2, "shard": 2}),
     slow("qwen", {"tensor": 2}),
-    ("bert", {"context": 2, "tensor": 2}),
+    slow("bert", {"context": 2, "tensor": 2}),
     slow("bert", {"pipeline": 2, "shard": 2}),
-    ("t5", {"pipeline": 2, "tensor": 2}),
+    slow("t5", {"pipeline": 2, "tensor": 2}),
     ("translate", {"replicas": 2, "tensor": 2}),
     slow("translate", {"pipeline": 2, "shard": 2}),
     slow("translate", {"shard": 2, "context": 2, "context_by": "ulysses"}),
@@ -176,6 +176,7 @@ def test_saved_in_one_layout_the_curve_goes_on_in_another(
     assert resumed.from_step >= saved[-1]
 
 
+@pytest.mark.slow
 def test_an_evaluation_does_not_follow_the_layout(curve: Train, tmp_path: Path) -> None:
     settings = {"train__evaluate_every": "3 steps", "train__evaluate_sequences": 7}
     curve("alone", **settings, **MOE)

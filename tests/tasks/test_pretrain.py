@@ -152,6 +152,7 @@ def test_two_trainings_in_one_folder_are_refused(trainer: Trainer) -> None:
     assert "another plait train is at work here" in second.refused
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(trainer: Trainer, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CutOff):
         trainer("out", CutOffAt(4, kind=events.Saved), checkpoint__every="2 steps", train__duration="60 steps")

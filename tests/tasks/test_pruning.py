@@ -58,7 +58,7 @@ def zeros(folder: Path) -> dict[str, float]:
 
 
 LAYOUTS = [
-    (FREE | INT8, {"tensor": 2, "shard": 2}),
+    slow(FREE | INT8, {"tensor": 2, "shard": 2}),
     slow(FREE, {"replicas": 2}),
     slow(FREE, {"tensor": 2}),
     slow(FREE | INT8, {"shard": 2}),

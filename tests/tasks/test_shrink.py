@@ -61,7 +61,7 @@ def go_on(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Cal
 @pytest.mark.parametrize(
     ("family", "sizes", "layout"),
     [
-        ("llama", {"heads": 2, "hidden": 48, "layers": 1}, {"shard": 2}),
+        slow("llama", {"heads": 2, "hidden": 48, "layers": 1}, {"shard": 2}),
         slow("gpt2", {"heads": 2, "hidden": 48}, {"tensor": 2, "replicas": 2}),
         slow("moe", {"heads": 2, "expert_hidden": 24}, {"pipeline": 2, "shard": 2}),
     ],

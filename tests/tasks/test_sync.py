@@ -74,6 +74,7 @@ def test_a_synchronous_server_draws_the_curve_of_one_process(curve: Trainer) -> 
     assert_one_curve(alone, curve("one", sync__strategy="server", sync__servers=3))
 
 
+@pytest.mark.slow
 def test_a_synchronous_server_has_all_replicas_evaluate_their_share(curve: Trainer) -> None:
     curve("alone", train__evaluate_every="10 steps")
     curve("served", train__evaluate_every="10 steps", **SERVED)
@@ -272,6 +273,7 @@ def test_compression_trains_and_sends_less(curve: Trainer, compress: str) -> Non
     assert packed[-1].loss == pytest.approx(plain[-1].loss, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_largest_values_alone_train_too_and_the_rest_is_not_lost(curve: Trainer) -> None:
     settings = {"layout__replicas": 2, "sync__compress": "topk", "sync__top_k": 0.05, "train__duration": "40 steps"}
     steps = curve("out", **settings)
