@@ -48,7 +48,7 @@ BENCHMARKS = (
 )
 FULL = Effort(rounds=6, seconds=4.0)
 QUICK = Effort(rounds=2, seconds=1.0)
-TINY = Effort(rounds=2, seconds=0.1, tiny=True)
+TINY = Effort(rounds=1, seconds=0.1, tiny=True)
 
 
 def main() -> None:
