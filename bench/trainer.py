@@ -25,27 +25,27 @@ def main(run_file: str, threads: int, ticks: str) -> None:
     prepared = plait.prepare(run)
     batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
     batch = run.train.largest_batch
-    rows = [torch.from_numpy(row) for step in range(1, HELD + 1) for row in batches.read(step, 0, batch).tokens_BL]
+    held = [torch.from_numpy(row) for step in range(1, HELD + 1) for row in batches.read(step, 0, batch).tokens_BL]
+    rows = Rows([{"input_ids": row, "labels": row} for row in held])
     model = GPT2LMHeadModel(_config(run, prepared.vocabulary))
     expected = sum(parameter.numel() for parameter in model.parameters())
     print(f"{expected} parameters")
     with tempfile.TemporaryDirectory() as folder:
         ticking = Ticking(ticks, batch * run.data.sequence)
-        Trainer(model, arguments(run, folder, batch), train_dataset=Rows(rows), callbacks=[ticking]).train()
+        Trainer(model, arguments(run, folder, batch), train_dataset=rows, callbacks=[ticking]).train()
 
 
 class Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Rows in memory, as often as asked for."""
+    """What a model takes of each row, in memory, as often as asked for."""
 
-    def __init__(self, rows: list[torch.Tensor]) -> None:
+    def __init__(self, rows: list[dict[str, torch.Tensor]]) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
         return 10**6
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        row = self._rows[index % len(self._rows)]
-        return {"input_ids": row, "labels": row}
+        return self._rows[index % len(self._rows)]
 
 
 class Ticking(TrainerCallback):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 
+import numpy as np
 import torch
-from trainer import HELD, Ticking, arguments
+from trainer import HELD, Rows, Ticking, arguments
 from transformers import BertConfig, BertForSequenceClassification, Trainer
 
 import plait
 from plait import spec
-from plait.data.batches import Batches
+from plait.data.batches import Batches, MicroBatch
 
 
 def main(run_file: str, threads: int, ticks: str) -> None:
@@ -22,33 +24,17 @@ def main(run_file: str, threads: int, ticks: str) -> None:
     batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
     batch, labels = run.train.largest_batch, len(prepared.objective().labels or ())
     model = BertForSequenceClassification(_config(run, prepared.vocabulary, labels))
+    rows = Rows([row for step in range(1, HELD + 1) for row in _rows(batches.read(step, 0, batch))])
     with tempfile.TemporaryDirectory() as folder:
-        rows = Labelled(batches, batch)
         Trainer(model, arguments(run, folder, batch), train_dataset=rows, callbacks=[Ticking(ticks, batch)]).train()
 
 
-class Labelled(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """The first batches' rows in memory, as often as asked for."""
-
-    def __init__(self, batches: Batches, batch: int) -> None:
-        read = [batches.read(step, 0, batch) for step in range(1, HELD + 1)]
-        self._rows = [
-            {
-                "input_ids": torch.from_numpy(each.tokens_BL[row]),
-                "attention_mask": torch.ones(each.tokens_BL.shape[1], dtype=torch.int64)
-                if each.documents_BL is None
-                else torch.from_numpy(each.documents_BL[row] + 1),
-                "labels": torch.tensor(int(each.targets_BL[row, 0])),
-            }
-            for each in read
-            for row in range(batch)
-        ]
-
-    def __len__(self) -> int:
-        return 10**6
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self._rows[index % len(self._rows)]
+def _rows(batch: MicroBatch) -> Iterator[dict[str, torch.Tensor]]:
+    """As transformers takes them: what is padding is masked, and a row's label stands in its first place here."""
+    for row, tokens_L in enumerate(batch.tokens_BL):
+        real_L = np.ones_like(tokens_L) if batch.documents_BL is None else batch.documents_BL[row] + 1
+        label = torch.tensor(int(batch.targets_BL[row, 0]))
+        yield {"input_ids": torch.from_numpy(tokens_L), "attention_mask": torch.from_numpy(real_L), "labels": label}
 
 
 def _config(run: spec.Run, vocabulary: int, labels: int) -> BertConfig:

@@ -160,8 +160,10 @@ class Worker:
         }
         saves = self._config.member[0] == 0 or run.sync.serves or self._config.elastic
         folder = out / "checkpoints"
-        kept = folder, run.checkpoint.keep, about
-        return Duties(self._replica, self._sync, self._ledger, *kept, self._validation(), self._micro_batch, saves, self._sentences())
+        checkpoints = folder, run.checkpoint.keep, about
+        return Duties(
+            self._replica, self._sync, self._ledger, *checkpoints, self._validation(), self._micro_batch, saves, self._sentences()
+        )
 
     def _validation(self) -> EvaluationBatches | None:
         if self._run.train.evaluate_every is None:

@@ -88,9 +88,10 @@ def needs_head(trained: Trained, *kinds: str) -> None:
     kind = trained.run.data.objective.kind
     if kind not in kinds:
         wanted = " or ".join(f'"{each}"' for each in kinds)
+        from_it = f'finetune.from = "{trained.folder}"' if trained.run.model.family == "bert" else 'model.family = "bert"'
         raise UserError(
             f'{trained.folder}: was trained with data.objective.kind = "{kind}", and has no head for {wanted}; '
-            f'fine-tune a "bert" for it: finetune.from = "{trained.folder}", data.objective = {{ kind = "{kinds[0]}" }}'
+            f'train a "bert" for it: {from_it}, data.objective = {{ kind = "{kinds[0]}" }}'
         )
 
 

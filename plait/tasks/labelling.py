@@ -75,8 +75,8 @@ def _read(trained: Trained, place: str, row: str) -> Any:
         return _fields(trained, place, row)
     if trained.run.data.objective.pair is None:
         return row
-    first, tab, second = row.partition("\t")
-    if not tab:
+    first, _, second = row.partition("\t")
+    if not (first.strip() and second.strip()):
         raise UserError(f"{place}: {trained.folder} reads two texts at a time; write them with a tab between them")
     return first, second
 
@@ -92,10 +92,19 @@ def _fields(trained: Trained, place: str, row: str) -> Any:
     if missing:
         raise UserError(f"{place}: has no {missing[0]!r}, which the model reads; its keys are {', '.join(map(repr, found))}")
     values = [found[name] for name in names]
-    wanted = list if data.objective.kind == "tag" else str
-    if not all(isinstance(value, wanted) for value in values):
-        raise UserError(f"{place}: {', '.join(map(repr, names))} must be {'a list of words' if wanted is list else 'text'}")
+    right = _is_words if data.objective.kind == "tag" else _is_text
+    if not all(map(right, values)):
+        wanted = "a list of words" if data.objective.kind == "tag" else "text"
+        raise UserError(f"{place}: {', '.join(map(repr, names))} must be {wanted}, and not empty")
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
 
 
 def _words(trained: Trained, given: str | list[str] | Text) -> list[str]:
