@@ -6,12 +6,15 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import typer
 
 from plait import spec
 from plait.cli.app import Overrides, RunFile, RunFolder, app, verify
+from plait.errors import ProofFailed
+
+Figures = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")]
 
 
 @verify.command("layouts")
@@ -20,10 +23,9 @@ def verify_layouts(
     overrides: Overrides = None,
     layouts: Annotated[list[str] | None, typer.Option(help="tensor=2,pipeline=2; repeat for several. All that fit when left out.")] = None,
     steps: Annotated[int, typer.Option(help="Steps to compare.", min=1)] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Train in one process and under each layout, in fp64, and compare the curves; exit code 3 where one differs."""
-    from plait.errors import ProofFailed
     from plait.proof import layouts as proof
     from plait.proof.showing import conclusion, heading, line
 
@@ -31,11 +33,7 @@ def verify_layouts(
     chosen = [proof.parse_layout(text) for text in layouts] if layouts else None
     print(heading(proof.Tolerance()), flush=True)
     report = proof.verify_layouts(run, chosen, steps, told=lambda compared: print(line(compared), flush=True))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    if not report.ok:
-        raise ProofFailed(conclusion(report))
-    print(conclusion(report))
+    _conclude(report, conclusion(report), figures)
 
 
 @verify.command("faults")
@@ -43,11 +41,10 @@ def verify_faults(
     run_file: RunFile,
     overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps to compare.", min=6)] = 12,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Kill workers at each point of a step, hang them, have them fail, and compare with the undisturbed curve, in fp64; exit code 3 where
     a failure is not survived as promised."""
-    from plait.errors import ProofFailed
     from plait.proof import faults as proof
     from plait.proof.layouts import Tolerance
     from plait.proof.showing import survived_conclusion, survived_heading, survived_line
@@ -55,11 +52,7 @@ def verify_faults(
     run = spec.load(run_file, overrides or ())
     print(survived_heading(Tolerance()), flush=True)
     report = proof.verify_faults(run, steps, told=lambda each: print(survived_line(each), flush=True))
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_dict(), indent=1) + "\n", encoding="utf-8")
-    if not report.ok:
-        raise ProofFailed(survived_conclusion(report))
-    print(survived_conclusion(report))
+    _conclude(report, survived_conclusion(report), figures)
 
 
 @verify.command("soak")
@@ -68,20 +61,15 @@ def verify_soak(
     overrides: Overrides = None,
     kills: Annotated[int, typer.Option(help="Processes to kill.", min=1)] = 200,
     seed: Annotated[int, typer.Option(help="Of who is killed, and when.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there too.")] = None,
+    figures: Figures = None,
 ) -> None:
     """Kill random workers of one run, many times, and compare with the undisturbed curve, in fp64; exit code 3 where it is not survived as
     promised."""
-    from plait.errors import ProofFailed
     from plait.proof.showing import soaked_lines, tell_of_kills
     from plait.proof.soak import soak
 
     soaked = soak(spec.load(run_file, overrides or ()), kills, seed, told=tell_of_kills(kills))
-    if json_file is not None:
-        json_file.write_text(json.dumps(soaked.as_dict(), indent=1) + "\n", encoding="utf-8")
-    if not soaked.ok:
-        raise ProofFailed(soaked_lines(soaked))
-    print(soaked_lines(soaked))
+    _conclude(soaked, soaked_lines(soaked), figures)
 
 
 @verify.command("run")
@@ -90,7 +78,6 @@ def verify_run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Prove from a run's journal that each sample of each committed step was used exactly once; exit code 3 where one was not."""
-    from plait.errors import ProofFailed
     from plait.proof import coverage, showing
 
     proof = coverage.verify_run(folder)
@@ -128,3 +115,19 @@ def compare(
     telling.conclude(comparison)
     print(f"{out / 'compare.html'}")
     comparing.check_ended(comparison)
+
+
+class _Proof(Protocol):
+    @property
+    def ok(self) -> bool: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+
+def _conclude(proof: _Proof, told: str, figures: Path | None) -> None:
+    """Raises ProofFailed where the promise is not kept."""
+    if figures is not None:
+        figures.write_text(json.dumps(proof.as_dict(), indent=1) + "\n", encoding="utf-8")
+    if not proof.ok:
+        raise ProofFailed(told)
+    print(told)
