@@ -77,8 +77,7 @@ def answer(
         raise UserError(f"--none is for spans of passages, and {folder} writes its answers; leave it out")
     template = trained.template
     asked = _asked(Path(file), trained.run.data.chat or spec.Chat(), limit)
-    ends, stop = template.ends()
-    settings = Sampling(tokens=tokens, temperature=0, ends=(*ends, *trained.ends), stop=stop)
+    settings = trained.answering(Sampling(tokens=tokens, temperature=0))
     answered: list[Answered] = []
     for first in range(0, len(asked), batch):
         some = asked[first : first + batch]
@@ -99,9 +98,8 @@ def reply(trained: Trained, question: str, passage: str | None, *, none: float |
         return find(trained, [(question, passage)], none=none)[0]
     if none is not None:
         raise UserError(f"--none is for spans of passages, and {trained.folder} writes its answers; leave it out")
-    ends, stop = trained.template.ends()
     messages = [{"role": "user", "content": question if passage is None else f"{passage}\n{question}"}]
-    settings = Sampling(tokens=tokens, temperature=0, ends=tuple(ends), stop=stop)
+    settings = trained.answering(Sampling(tokens=tokens, temperature=0))
     [written] = generate(trained.module, trained.tokenizer, [trained.template.prompt(messages)], settings)
     return Span(question, written.text.strip(), 0, 0, 0.0)
 

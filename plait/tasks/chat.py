@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 
 from plait.data.chat import Message
 from plait.errors import UserError
@@ -18,8 +17,7 @@ class Conversation:
     def __init__(self, trained: Trained, settings: Sampling, system: str | None = None) -> None:
         self.trained = trained
         self._template = trained.template
-        ends, stop = self._template.ends()
-        self._settings = replace(settings, ends=(*settings.ends, *ends, *trained.ends), stop=(*settings.stop, *stop))
+        self._settings = trained.answering(settings)
         self._system = system
         self.messages: list[Message] = []
         self.forget()

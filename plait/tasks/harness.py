@@ -95,7 +95,7 @@ class PlaitLM(TemplateLM):
         stop = (until,) if isinstance(until, str) else tuple(until)
         tokens = min(int(asked.get("max_gen_toks") or asked.get("max_new_tokens") or 256), self.max_length - 1)
         temperature = float(asked.get("temperature") or 0.0) if asked.get("do_sample") else 0.0
-        return Sampling(tokens, temperature, stop=tuple(filter(None, stop)))
+        return Sampling(tokens, temperature, stop=tuple(filter(None, stop)), ends=self.trained.ends)
 
     @torch.inference_mode()
     def _told(self, pairs: Sequence[Pair], begins: bool = True) -> list[tuple[float, bool]]:

@@ -101,7 +101,6 @@ class _Serving:
     def __init__(self, trained: Trained, name: str) -> None:
         self._trained, self._name = trained, name
         self._template = trained.template
-        self._ends, self._stop = self._template.ends()
         self.queueing = Queueing(trained.module, trained.tokenizer)
         self.began = int(time.time())
 
@@ -117,8 +116,7 @@ class _Serving:
     async def chat(self, asking: Chatting) -> Any:
         prompt = self._template.prompt(checked("messages", asking.messages))
         context = getattr(self._trained.module, "context", 1 << 30)
-        settings = asking.sampling(asking.max_completion_tokens or context)
-        settings = replace(settings, ends=(*self._ends, *self._trained.ends), stop=(*settings.stop, *self._stop))
+        settings = self._trained.answering(asking.sampling(asking.max_completion_tokens or context))
         asked = self.queueing.ask(prompt, settings)
         answer = _Answer(
             self._name,

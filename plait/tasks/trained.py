@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from plait.model import int8
 from plait.replica import device as devices
 from plait.replica.assemble import Assembly, assemble
 from plait.replica.compute import Compute, model_state
+from plait.tasks.sampling import Sampling
 from plait.train import manifest
 from plait.train.base import base_of
 from plait.train.checkpoint import load as load_checkpoint
@@ -41,18 +43,23 @@ class Trained:
     def module(self) -> torch.nn.Module:
         return self.compute.module
 
-    @property
+    @cached_property
     def template(self) -> Template:
         """How conversations become text: as the model was trained with, or a plain way. Raises DataError."""
         file = chat.found_in(self.folder)
         return Template(chat.DEFAULT if file is None else chat.source_of(file), self.tokenizer)
 
-    @property
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """Tokens that end a text besides end_of_text: those that a model from Hugging Face came with."""
         kept = self.folder / KEPT / GENERATION
         told = read_json(kept).get("eos_token_id") if kept.is_file() else None
         return tuple(told) if isinstance(told, list) else () if told is None else (told,)
+
+    def answering(self, settings: Sampling) -> Sampling:
+        """Of an answer in a conversation, which ends as the template says, and where any text of the model's does. Raises DataError."""
+        ends, stop = self.template.ends()
+        return replace(settings, ends=(*settings.ends, *ends, *self.ends), stop=(*settings.stop, *stop))
 
     def renewed(self) -> Trained:
         """The same, of the newest checkpoint: of a run that still goes on there may be a newer one. It computes with the same memory."""

@@ -69,8 +69,7 @@ class Translator:
 
     def _in_conversations(self, sources: list[str], numbers: list[int], done: OnDone) -> list[str]:
         template = self.trained.template
-        ends, stop = template.ends()
-        sampling = Sampling(tokens=self.settings.tokens, temperature=0, ends=tuple(ends), stop=stop)
+        sampling = self.trained.answering(Sampling(tokens=self.settings.tokens, temperature=0))
         system = self.trained.run.data.chat.system if self.trained.run.data.chat else None
         before = [] if system is None else [{"role": "system", "content": system}]
         prompts = [template.prompt([*before, {"role": "user", "content": source}]) for source in sources]

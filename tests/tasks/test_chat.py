@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from plait import events
 from plait.cluster.nursery import Nursery
 from plait.errors import UserError
-from plait.tasks.answer import answer, compare
+from plait.tasks.answer import answer, compare, reply
 from plait.tasks.chat import Conversation
 from plait.tasks.generate import Sampling, generate
 from plait.tasks.pretrain import train
 from plait.tasks.trained import load
 from plait.testing.failures import CutOff, CutOffAt
+from plait.train.folder import KEPT
+from plait.train.huggingface.folder import GENERATION
 from tests.runs import WORDS, differences, slow, steps_of, tiny
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
@@ -77,6 +80,18 @@ def test_an_answer_goes_on_behind_all_that_was_said(talker: Path) -> None:
     assert "".join(conversation.say("again")) == expected.lstrip()
     conversation.forget()
     assert "".join(conversation.say("say the cat")) == first
+
+
+def test_an_answer_ends_where_any_text_of_the_model_does(talker: Path, tmp_path: Path) -> None:
+    """As a model says that comes from Hugging Face with several ends."""
+    trained = load(talker)
+    prompt = trained.template.prompt([{"role": "user", "content": "say the cat"}])
+    [written] = generate(trained.module, trained.tokenizer, [prompt], trained.answering(Sampling(tokens=5, temperature=0)))
+    assert reply(trained, "say the cat", None, tokens=5).answer == written.text.strip() != ""
+    kept = shutil.copytree(talker, tmp_path / "run") / KEPT / GENERATION
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps({"eos_token_id": [written.tokens[0]]}))
+    assert reply(load(tmp_path / "run"), "say the cat", None).answer == ""
 
 
 def test_a_conversation_that_is_too_long_is_said_to_be_and_goes_on(talker: Path) -> None:
