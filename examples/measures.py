@@ -15,10 +15,9 @@ import numpy as np
 import plait
 from examples import baselines
 from plait import spec
-from plait.data import prepare, sources
-from plait.data.tokens import Prepared
+from plait.data import sources
 from plait.tasks.answer import Answers, answer, compare
-from plait.tasks.evaluate import baselines_of, draw_confusion
+from plait.tasks.evaluate import baselines_of, data_of, draw_confusion
 from plait.tasks.generate import Sampling
 from plait.tasks.neighbours import Neighbours
 from plait.train.folder import read_run
@@ -144,7 +143,7 @@ def _conversations(data: spec.Data) -> list[tuple[str, str]]:
 def texts(folder: Path, split: str) -> list[str]:
     """The documents of a split of what a run was trained on."""
     run = read_run(folder)
-    prepared = _prepared(run)
+    prepared = data_of(folder, run)
     tokenizer = prepared.tokenizer()
     files = prepared.split(split, run.data.sequence).sources
     return [tokenizer.decode(document[1:]) for file in files for document in np.split(file.tokens, file.starts[1:])]
@@ -158,12 +157,6 @@ def _bits(train: Sequence[str], test: Sequence[str], orders: range, size: int) -
 
 def _bits_per_byte(folder: Path) -> float:
     """The loss of the test split, as bits a byte of its text."""
-    prepared = _prepared(read_run(folder))
+    prepared = data_of(folder, read_run(folder))
     size = sum(part.text_bytes for part in prepared.manifest.splits["test"])
     return plait.evaluate(folder, "test").loss / math.log(2) * prepared.tokens("test") / size
-
-
-def _prepared(run: spec.Run) -> Prepared:
-    prepared = prepare.find(run.data)
-    assert prepared is not None, "trained on it a moment ago"
-    return prepared

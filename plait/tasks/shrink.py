@@ -77,7 +77,8 @@ def shrink(folder: str | Path, out: str | Path, wish: Wish, device: spec.Device 
     trained = load(folder, device)
     model = trained.run.model
     if model.family not in spec.Model.FAMILIES:
-        raise UserError(f'{folder}: plait does not know the parts of model.family = "{model.family}"; plait shrink is for {_families()}')
+        known = ", ".join(spec.Model.FAMILIES)
+        raise UserError(f'{folder}: plait does not know the parts of model.family = "{model.family}"; plait shrink is for {known}')
     if trained.run.adapted:
         raise UserError(f"{folder}: holds adapters; merge them first: plait merge {folder} --out ...")
     run, values = trained.run, _values(trained)
@@ -98,12 +99,13 @@ def resized(model: spec.Model, sizes: dict[str, int]) -> spec.Model:
         "layers": model.layers,
         "decoder_layers": model.all_layers - model.layers,
         "heads": model.heads,
-        "hidden": 0 if _has_no_plain_mlp(model) else model.hidden_width,
+        "hidden": 0 if model.family == "moe" and not model.dense_layers else model.hidden_width,
         "expert_hidden": model.mixture.hidden if model.family == "moe" else 0,
     }
     for name, size in sizes.items():
         if not had[name]:
-            raise UserError(f'{SIZES[name]}: model.family = "{model.family}" has no {name}{_instead(model, name)}')
+            instead = "; its experts have --expert-hidden" if name == "hidden" else ""
+            raise UserError(f'{SIZES[name]}: model.family = "{model.family}" has no {name}{instead}')
         if not 1 <= size <= had[name]:
             raise UserError(f"{SIZES[name]} {size}: the model has {name} = {had[name]}; choose from 1 to {had[name]}")
     table = model.model_dump(exclude_none=True) | _sides(model, sizes)
@@ -138,18 +140,6 @@ def _heads(model: spec.Model, heads: int) -> dict[str, Any]:
         works = [size for size in (heads - heads % shared, heads + shared - heads % shared) if size]
         raise UserError(f"--heads {heads}: {shared} query heads share a key head, and go together; use {' or '.join(map(str, works))}")
     return {"heads": heads} | ({} if model.kv_heads is None else {"kv_heads": heads // shared})
-
-
-def _has_no_plain_mlp(model: spec.Model) -> bool:
-    return model.family == "moe" and not model.dense_layers
-
-
-def _instead(model: spec.Model, name: str) -> str:
-    return "; its experts have --expert-hidden" if name == "hidden" else ""
-
-
-def _families() -> str:
-    return ", ".join(spec.Model.FAMILIES)
 
 
 def _values(trained: Trained) -> dict[str, Tensor]:
