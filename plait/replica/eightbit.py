@@ -13,18 +13,18 @@ tokens share no block. Norms and biases, which are few, are kept as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.adam import adam
 
 from plait.errors import RunFileError
 from plait.replica.part import Part
+from plait.replica.stepping import Stepping
 
 SCALE = "_scale"
 """Ends the names of scales in the state."""
@@ -33,7 +33,7 @@ _MOMENTS = {"exp_avg": True, "exp_avg_sq": False}
 """Whether each has a sign."""
 
 
-class Adam8bit(torch.optim.Optimizer):
+class Adam8bit(Stepping):
     """State of a matrix: step; exp_avg and exp_avg_sq, uint8 of its shape; exp_avg_scale and exp_avg_sq_scale, a float a block. It is
     created with the optimizer. decoupled: AdamW's decay. `fused` is torch's."""
 
@@ -54,25 +54,14 @@ class Adam8bit(torch.optim.Optimizer):
             for parameter in group["params"]:
                 self._create_state(parameter, parameter.device if fused else torch.device("cpu"))
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in (parameter for parameter in parameters if parameter.ndim > 1):
+    def step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        whole = [parameter for parameter in parameters if parameter.ndim < 2]
+        for parameter in parameters:
+            if parameter.ndim > 1:
                 self._step_matrix(group, parameter)
-            whole = [parameter for parameter in parameters if parameter.ndim < 2]
-            self._move(group, whole, *([self.state[parameter][name] for parameter in whole] for name in _MOMENTS))
-        return loss
+        if whole:
+            first, second = ([self.state[parameter][name] for parameter in whole] for name in _MOMENTS)
+            self.step_adam(group, whole, first, second, self._decoupled)
 
     def _create_state(self, parameter: Tensor, where: torch.device) -> None:
         state = self.state[parameter]
@@ -87,31 +76,9 @@ class Adam8bit(torch.optim.Optimizer):
     def _step_matrix(self, group: dict[str, Any], parameter: Tensor) -> None:
         state = self.state[parameter]
         moments = {name: expand(state[name], state[name + SCALE], signed, self._block) for name, signed in _MOMENTS.items()}
-        self._move(group, [parameter], *([moment] for moment in moments.values()))
+        self.step_adam(group, [parameter], *([moment] for moment in moments.values()), decoupled=self._decoupled)
         for name, signed in _MOMENTS.items():
             round_into(state[name], state[name + SCALE], moments[name], signed, self._block)
-
-    def _move(self, group: dict[str, Any], parameters: list[Tensor], first: list[Tensor], second: list[Tensor]) -> None:
-        if not parameters:
-            return
-        adam(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            first,
-            second,
-            [],
-            [self.state[parameter]["step"] for parameter in parameters],
-            foreach=False,
-            fused=group["fused"],
-            decoupled_weight_decay=self._decoupled,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
 
 def round_into(codes: Tensor, scales: Tensor, values: Tensor, signed: bool, block: int) -> None:

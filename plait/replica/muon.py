@@ -25,16 +25,16 @@ on the layout, and rounding to eight bits would turn the last bit of a gradient 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, overload
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.optim.adamw import adamw
 
 from plait.replica.part import Part
+from plait.replica.stepping import Stepping
 from plait.replica.transport import POOL, gather_rows, sum_rows
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Keller Jordan's quintic: steepest at zero, then within about 0.7 to 1.2
@@ -42,7 +42,7 @@ ITERATIONS = 5
 JOINED_BYTES = 2**26  # matrices that are joined at once, or one for each rank where those are more
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Stepping):
     """Groups with `orthogonal=True` hold matrices and are trained by Muon; the other groups by AdamW.
 
     State of a matrix: momentum_buffer; of any other parameter: step, exp_avg, exp_avg_sq, as in torch.optim.AdamW. It is created
@@ -69,25 +69,12 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 self._create_state(group, parameter)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if group["orthogonal"]:
-                self._step_matrices(group, parameters)
-            else:
-                self._step_adamw(group, parameters)
-        return loss
+    def step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        if group["orthogonal"]:
+            self._step_matrices(group, parameters)
+            return
+        first, second = ([self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq"))
+        self.step_adam(group, parameters, first, second)
 
     def _create_state(self, group: dict[str, Any], parameter: Tensor) -> None:
         state = self.state[parameter]
@@ -121,26 +108,6 @@ class Muon(torch.optim.Optimizer):
         """shape: of the whole matrix."""
         matrix.mul_(1 - group["lr"] * group["weight_decay"])
         matrix.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
-
-    def _step_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        states = [self.state[parameter] for parameter in parameters]
-        adamw(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"],
-            foreach=False,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
 
 
 def orthogonalise(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
