@@ -65,7 +65,7 @@ class Document:
 def resolve(data: spec.Data) -> list[Source]:
     """The sources of a corpus: all plain paths together are one, each `Source` table is one.
 
-    Raises DataError: a path or glob that matches no file, a folder, a URL, two sources of one name.
+    Raises DataError: a path or glob that matches no file, a folder, two sources of one name.
     """
     plain = [entry for entry in data.corpus if isinstance(entry, str)]
     found = [Source("corpus", 1.0, _files(plain, None, data.translates))] if plain else []
@@ -200,8 +200,6 @@ def _files_of(entry: spec.Source, paired: bool) -> list[SourceFile]:
 
 def _matches(pattern: str) -> list[tuple[str, str | None]]:
     """Files, and of those of a saved data set the split that they are of."""
-    if "://" in pattern:
-        raise DataError(f"data.corpus: {pattern} is a URL, which is not read yet; copy it here and name the file")
     expanded = os.path.expanduser(pattern)
     if os.path.isfile(expanded):
         return [(expanded, None)]

@@ -141,7 +141,6 @@ def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path, monkeypatch:
         ("none.txt", r"none.txt: there is no such file"),
         ("*.none", r"\*.none: no file matches it"),
         (".", r"is a folder; name its files"),
-        ("s3://bucket/a.txt", r"is a URL, which is not read yet"),
     ],
 )
 def test_a_path_that_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, message: str) -> None:
