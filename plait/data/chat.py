@@ -95,7 +95,7 @@ def _check(place: str, message: Any) -> None:
         raise Unusable(place, "no conversation", "holds half of a surrogate pair, which is no text") from None
 
 
-class Conversations:
+class ConversationEncoder:
     """Documents that are conversations: how they become tokens."""
 
     def __init__(self, settings: spec.Chat, source: str, tokenizer: Tokenizer) -> None:

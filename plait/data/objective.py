@@ -112,11 +112,11 @@ class Translation:
     end: int
 
 
-Told = Masking | Spans | Translation
-"""What is told in another way than each next token."""
+Telling = Masking | Spans | Translation
+"""How a model tells something else than each next token."""
 
 
-def build(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Told | None:
+def build(objective: spec.Objective, tokenizer: Tokenizer, sequence: int) -> Telling | None:
     """None for the next token, and for what is no token. Raises DataError: a tokenizer without what the objective needs."""
     if objective.kind == "causal" or objective.labelled:
         return None

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from plait.data import labels, records, tokens
-from plait.data.chat import Conversations
+from plait.data.chat import ConversationEncoder
 from plait.data.chunks import Chunk
 from plait.data.labels import Documents, Encoded
 from plait.data.parallel import PairEncoder
@@ -36,7 +36,11 @@ class Done:
 
 
 def write(
-    folder: Path, chunk: Chunk, tokenizer: Tokenizer, encoder: Conversations | PairEncoder | None = None, labelled: Documents | None = None
+    folder: Path,
+    chunk: Chunk,
+    tokenizer: Tokenizer,
+    encoder: ConversationEncoder | PairEncoder | None = None,
+    labelled: Documents | None = None,
 ) -> Done:
     """Tokenise a chunk into its piece; its records learn how many tokens each document has. encoder, labelled: of documents that are
     conversations or pairs, or have something told of them. Raises OSError, DataError."""

@@ -58,7 +58,7 @@ class SourceShare:
 
 
 @dataclass(frozen=True)
-class Filling:
+class Packing:
     """Conversations or pairs of the training split in rows. A row costs the same however much of it is padding, so that `filled`, the share
     of places that hold tokens, is the share of the work that is of use. cut: longer than a row, and cut or left out."""
 
@@ -84,7 +84,7 @@ class Statistics:
     before: Lengths
     after: Lengths
     tokens: Lengths
-    filling: list[Filling]
+    filling: list[Packing]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -113,7 +113,7 @@ def of(prepared: Prepared) -> Statistics:
     )
 
 
-def _filling(prepared: Prepared) -> list[Filling]:
+def _filling(prepared: Prepared) -> list[Packing]:
     """Both ways, whichever of them the run file asks for; empty where documents are texts."""
     if prepared.sequence is None or not prepared.whole:
         return []
@@ -124,15 +124,15 @@ def _filling(prepared: Prepared) -> list[Filling]:
     for packed in (False, True):
         each = [Conversations(file, length, packed) for file in files]
         rows = sum(source.length for source in each)
-        found.append(Filling(packed, rows, sum(source.filled for source in each) / (rows * length), sum(source.cut for source in each)))
+        found.append(Packing(packed, rows, sum(source.filled for source in each) / (rows * length), sum(source.cut for source in each)))
     return found
 
 
-def _of_pairs(files: list[TokenFile], sides: Translation) -> Filling:
+def _of_pairs(files: list[TokenFile], sides: Translation) -> Packing:
     each = [Pairs(file, sides).filling for file in files]
     rows = sum(filling.rows for filling in each)
     filled = sum(filling.read + filling.told for filling in each) / (rows * (sides.source + sides.target))
-    return Filling(sides.packed, rows, filled, sum(filling.longer for filling in each))
+    return Packing(sides.packed, rows, filled, sum(filling.longer for filling in each))
 
 
 def _falling(counts: dict[str, int]) -> dict[str, int]:

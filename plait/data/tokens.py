@@ -33,7 +33,7 @@ from plait import spec
 from plait.data import chat, kept, records, samples, tokenizer
 from plait.data.augment import Augmentation
 from plait.data.labels import Label, Scale
-from plait.data.objective import Told, build
+from plait.data.objective import Telling, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
 from plait.store.cache import CachedFile
@@ -151,7 +151,7 @@ class Split:
     weights: list[float]
     sequence: int
     document_mask: bool
-    masking: Told | None = None
+    masking: Telling | None = None
     augmentation: Augmentation | None = None
     """Of the training split, and for training alone: `EvaluationBatches` reads what was prepared."""
     packed: bool = False
@@ -235,15 +235,21 @@ class Prepared:
             raise ValueError("the weights of sources stand in the run file: Prepared.open(folder, run.data).split(...)")
         self._check_split(name, sequence)
         kept.ensure(self._data, self.folder)
-        weights = dict(enumerate(self._weights()))
         filled = [index for index, part in enumerate(self._manifest.splits[name]) if part.documents]
-        files = [self._token_file(name, index) for index in filled]
-        weighed = [weights[index] for index in filled]
+        weights, names = self._weights(), names_of(self._data)
         packed = self._data.chat is not None and self._data.chat.pack
-        told = self._data.document_mask or packed, self._masking(sequence), self._augmentation(name), packed
-        names = names_of(self._data)
-        samples_told = samples.told(self, self._data, name, filled, sequence)
-        return Split(name, files, weighed, sequence, *told, [names[index] for index in filled], samples_told)
+        return Split(
+            name,
+            [self._token_file(name, index) for index in filled],
+            [weights[index] for index in filled],
+            sequence,
+            document_mask=self._data.document_mask or packed,
+            masking=self._masking(sequence),
+            augmentation=self._augmentation(name),
+            packed=packed,
+            names=[names[index] for index in filled],
+            told=samples.told(self, self._data, name, filled, sequence),
+        )
 
     def told(self, split: str, source: int = 0) -> np.ndarray:
         """What is told of a source's documents in a split, as they were prepared: labels are numbers in the manifest's list."""
@@ -267,7 +273,7 @@ class Prepared:
         assert self._data is not None
         return Augmentation(self._data.augment, self.tokenizer()) if split == "train" and self._data.augment.any else None
 
-    def _masking(self, sequence: int) -> Told | None:
+    def _masking(self, sequence: int) -> Telling | None:
         assert self._data is not None
         objective = self._data.objective
         return None if objective.kind == "causal" or self._data.chat is not None else build(objective, self.tokenizer(), sequence)

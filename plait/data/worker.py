@@ -30,7 +30,7 @@ import numpy as np
 
 from plait import spec
 from plait.data import bpe, pieces, records, tokenizer
-from plait.data.chat import Conversations
+from plait.data.chat import ConversationEncoder
 from plait.data.chunks import Chunk
 from plait.data.labels import Documents
 from plait.data.parallel import PairEncoder
@@ -141,7 +141,7 @@ def _tokenise(request: dict[str, Any], requests: BinaryIO) -> dict[str, Any]:
     engine, talk = _loaded(request["tokenizer"], request["pattern"]), request["talk"]
     told = None if request["objective"] is None else spec.Objective(**request["objective"])
     pairs = PairEncoder(engine) if told is not None and told.kind == "translate" else None
-    encoder = pairs if talk is None else Conversations(spec.Chat(**talk[0]), talk[1], engine)
+    encoder = pairs if talk is None else ConversationEncoder(spec.Chat(**talk[0]), talk[1], engine)
     labelled = Documents(told, engine) if told is not None and told.labelled else None
     done = pieces.write(Path(request["folder"]), chunk, engine, encoder, labelled)
     return {"documents": done.documents, "tokens": done.tokens}
