@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from plait import __version__, spec
-from plait.data import broken, lineage, pieces, records, sources, tokens
+from plait.data import broken, lineage, manifest, pieces, records, sources
 from plait.data.labels import Label, Scale
 from plait.data.sources import Source
+from plait.data.splits import SPLITS
 
-Written = dict[str, tokens.StoredFile]
+Written = dict[str, manifest.StoredFile]
 
 
 def labels(data: spec.Data, folder: Path, numbers: list[list[int]], target: Path, found: list[Source]) -> tuple[list[Label], Written]:
@@ -27,7 +28,7 @@ def labels(data: spec.Data, folder: Path, numbers: list[list[int]], target: Path
     every = pieces.labels_of(folder, sorted(number for mine in numbers for number in mine), files)
     names, width = [label.name for label in every], 2 if data.objective.kind == "answer" else 1
     return every, dict(
-        pieces.join_told(folder, mine, split, index, target, names, width) for split in tokens.SPLITS for index, mine in enumerate(numbers)
+        pieces.join_told(folder, mine, split, index, target, names, width) for split in SPLITS for index, mine in enumerate(numbers)
     )
 
 
@@ -39,10 +40,10 @@ def numbers(data: spec.Data, folder: Path, numbers: list[list[int]], target: Pat
     mean, deviation = (whole.mean(axis=0), whole.std(axis=0)) if len(whole) else (np.zeros(whole.shape[1]), np.ones(whole.shape[1]))
     deviation = np.where(deviation > 0, deviation, 1.0)
     files = {
-        tokens.numbers_name(split, index): pieces.store(
-            target / tokens.numbers_name(split, index), (pieces.joined_numbers(folder, mine, split) - mean) / deviation
+        manifest.numbers_name(split, index): pieces.store(
+            target / manifest.numbers_name(split, index), (pieces.joined_numbers(folder, mine, split) - mean) / deviation
         )
-        for split in tokens.SPLITS
+        for split in SPLITS
         for index, mine in enumerate(numbers)
         if mine
     }
@@ -60,7 +61,7 @@ def about(data: spec.Data, folder: Path, numbers: list[list[int]], target: Path,
     return told, lineage.told(data, found, rows, aside, __version__)
 
 
-def stored(path: Path) -> tokens.StoredFile:
+def stored(path: Path) -> manifest.StoredFile:
     """What a manifest says of a file that stands."""
     with path.open("rb") as file:
-        return tokens.StoredFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        return manifest.StoredFile(bytes=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())

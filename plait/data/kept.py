@@ -12,7 +12,6 @@ restored from the backup; what a store has lost is written back to it when data 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
@@ -22,12 +21,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from plait import spec
+from plait.data.manifest import MANIFEST, check_size, read_manifest
 from plait.errors import DataError, NotStored, StorageError, StorageFailed
 from plait.store import at, blocks, durable, is_url
 from plait.store.cache import Cache, CachedFile
 from plait.store.patience import Homes, to_stderr
 
-MANIFEST = "manifest.json"  # marks a folder as complete, so it comes last
 _BY_BLOCK = re.compile(r"(train|validation|test)-\d+\.npy")
 
 waiting: Callable[[str], None] = lambda what: None  # noqa: E731
@@ -163,10 +162,12 @@ def _restored(data: spec.Data, request: str) -> Path | None:
 
 def _whole(folder: Path) -> bool:
     """Whether each file of a folder has the size that the manifest says."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        files = json.loads((folder / MANIFEST).read_bytes())["files"]
-        return all((folder / name).stat().st_size == file["bytes"] for name, file in files.items())
-    return False
+    try:
+        for name, file in read_manifest(folder).files.items():
+            check_size(folder, name, file)
+    except DataError:
+        return False
+    return True
 
 
 def _read_kept(folder: Path) -> dict[str, blocks.Kept]:

@@ -18,11 +18,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from plait.data import labels, records, tokens
+from plait.data import labels, manifest, records
 from plait.data.chat import ConversationEncoder
 from plait.data.chunks import Chunk
 from plait.data.labels import Documents, Encoded
 from plait.data.parallel import PairEncoder
+from plait.data.splits import SPLITS
 from plait.data.tokenizer import Tokenizer
 from plait.store import durable
 
@@ -56,7 +57,7 @@ def write(
     arrays: dict[str, Any] = {"about": np.array([len(encoded), sum(map(len, encoded)) + len(encoded)]), "records": rows}
     if labelled is not None:
         arrays["names"] = np.frombuffer(json.dumps(list(labelled.names)).encode(), dtype=np.uint8)
-    for home, split in enumerate(tokens.SPLITS):
+    for home, split in enumerate(SPLITS):
         mine = np.flatnonzero(rows["split"][kept] == home).tolist()
         arrays[split] = np.concatenate([end[:0], *(part for index in mine for part in (end, encoded[index].astype(dtype)))])
         arrays[f"{split}_lengths"] = np.array([len(encoded[index]) + 1 for index in mine], dtype=np.int64)
@@ -115,13 +116,13 @@ def token_dtype(vocabulary: int) -> np.dtype:
 
 def join(
     folder: Path, numbers: list[int], split: str, index: int, target: Path, vocabulary: int, learned: bool = False
-) -> tuple[tokens.Part, dict[str, Any]]:
+) -> tuple[manifest.Part, dict[str, Any]]:
     """Pieces of one source joined to its token file of a split, with starts and counts; returns what the manifest says of them. learned:
     what of it is learned is told token by token, and counted alone."""
     lengths = np.concatenate([np.zeros(0, np.int64), *_each(folder, numbers, f"{split}_lengths")])
     total, text_bytes = int(lengths.sum()), int(sum(_each(folder, numbers, f"{split}_bytes")))
     counts = np.zeros(vocabulary, dtype=np.int64)
-    names = [name(split, index) for name in (tokens.tokens_name, tokens.starts_name, tokens.counts_name)]
+    names = [name(split, index) for name in (manifest.tokens_name, manifest.starts_name, manifest.counts_name)]
     with durable.writing(target / names[0]) as file:
         written = _Hashed(file, token_dtype(vocabulary), total)
         for number in numbers:
@@ -132,15 +133,15 @@ def join(
     stored = {names[0]: written.stored()}
     if learned:
         whole = np.concatenate([np.zeros(0, np.bool_), *_each(folder, numbers, f"{split}_learned")])
-        stored[tokens.learned_name(split, index)] = store(target / tokens.learned_name(split, index), whole)
+        stored[manifest.learned_name(split, index)] = store(target / manifest.learned_name(split, index), whole)
     for name, array in ((names[1], np.cumsum(lengths) - lengths), (names[2], counts)):
         stored[name] = store(target / name, array.astype("<i8"))
-    return tokens.Part(tokens=total, documents=len(lengths), text_bytes=text_bytes), stored
+    return manifest.Part(tokens=total, documents=len(lengths), text_bytes=text_bytes), stored
 
 
 def join_told(
     folder: Path, numbers: list[int], split: str, index: int, target: Path, names: list[str], width: int
-) -> tuple[str, tokens.StoredFile]:
+) -> tuple[str, manifest.StoredFile]:
     """What is told of one source's documents in a split, labels by their place in `names`; several numbers of each make a row."""
     place = {name: number for number, name in enumerate(names)}
     parts = [np.zeros(0, np.int32)]
@@ -148,7 +149,7 @@ def join_told(
         own = np.array([place[name] for name in names_of(folder, number)], dtype=np.int32)
         [told] = _each(folder, [number], f"{split}_told")
         parts.append(np.where(told >= 0, own[told.clip(0)], told) if len(own) else told)
-    name = tokens.told_name(split, index)
+    name = manifest.told_name(split, index)
     whole = np.concatenate(parts)
     return name, store(target / name, whole.reshape(-1, width) if width > 1 else whole)
 
@@ -164,14 +165,14 @@ def labels_of(folder: Path, numbers: list[int], files: list[str]) -> list[labels
     """All labels that pieces tell of, counted. files: paths by number in a record."""
     tally = labels.Tally()
     for number in numbers:
-        for split in tokens.SPLITS:
+        for split in SPLITS:
             told, first = (next(_each(folder, [number], f"{split}_{what}")) for what in ("told", "first"))
             places = {int(label): f"{files[file]}:{place}" for label, file, place in first}
             tally.take(names_of(folder, number), split, told, places)
     return tally.sorted()
 
 
-def join_records(folder: Path, numbers: list[int], target: Path) -> tokens.StoredFile:
+def join_records(folder: Path, numbers: list[int], target: Path) -> manifest.StoredFile:
     """The records of all pieces, one after the other."""
     total = sum(len(part) for part in _each(folder, numbers, "records"))
     with durable.writing(target / records.DOCUMENTS) as file:
@@ -186,7 +187,7 @@ def joined_numbers(folder: Path, numbers: list[int], split: str) -> np.ndarray:
     return np.concatenate(list(_each(folder, numbers, f"{split}_numbers")))
 
 
-def store(path: Path, array: np.ndarray) -> tokens.StoredFile:
+def store(path: Path, array: np.ndarray) -> manifest.StoredFile:
     """An array in a .npy file."""
     with durable.writing(path) as file:
         written = _Hashed(file, array.dtype, array.shape)
@@ -221,5 +222,5 @@ class _Hashed:
         self._bytes += self._file.write(content)
         self._sha256.update(content)
 
-    def stored(self) -> tokens.StoredFile:
-        return tokens.StoredFile(bytes=self._bytes, sha256=self._sha256.hexdigest())
+    def stored(self) -> manifest.StoredFile:
+        return manifest.StoredFile(bytes=self._bytes, sha256=self._sha256.hexdigest())

@@ -29,12 +29,12 @@ from plait.data import (
     chat,
     chunks,
     labels,
+    manifest,
     pieces,
     records,
     sources,
     splits,
     tokenizer,
-    tokens,
     vocabulary,
 )
 from plait.data.broken import Aside
@@ -42,6 +42,7 @@ from plait.data.chunks import Chunk, Taken
 from plait.data.cleaning import cleaner, study
 from plait.data.progress import Listener, Progress, Stage
 from plait.data.sources import Document, Source, SourceFile
+from plait.data.splits import SPLITS
 from plait.data.tokenizer import Tokenizer
 from plait.data.worker import Read, Workers
 from plait.errors import DataError
@@ -72,7 +73,7 @@ class Preparation:
         self._pieces.mkdir(parents=True, exist_ok=True)
         for cut_short in self._making.glob("**/*.part"):
             cut_short.unlink()
-        if not (self._making / tokens.MANIFEST).exists():
+        if not (self._making / manifest.MANIFEST).exists():
             if self._data.studied:
                 cleaner.check_installed(self._data.clean, study.similarity(self._data) is not None)
             with Workers(self._processes()) as workers:
@@ -329,7 +330,7 @@ class Preparation:
         self._tell("writing", self._total)
         engine = tokenizer.load(stored, self._data.tokenizer.pattern)
         files = {stored.name: beside.stored(stored)}
-        parts: dict[str, list[tokens.Part]] = {split: [] for split in tokens.SPLITS}
+        parts: dict[str, list[manifest.Part]] = {split: [] for split in SPLITS}
         for split, mine in parts.items():
             for index, each in enumerate(numbers):
                 marked = self._data.chat is not None or self._data.translates
@@ -341,12 +342,12 @@ class Preparation:
         files |= written
         scales, written = beside.numbers(self._data, self._pieces, numbers, self._making)
         about, told = beside.about(self._data, self._pieces, numbers, self._making, self._sources)
-        manifest = tokens.Manifest(
-            format=tokens.FORMAT,
+        said = manifest.Manifest(
+            format=manifest.FORMAT,
             request=self._folder.name,
             vocabulary=engine.vocabulary,
             end_of_text=engine.end_of_text,
-            tokenizer=tokens.StoredTokenizer(file=stored.name, pattern=self._data.tokenizer.pattern, fingerprint=engine.fingerprint),
+            tokenizer=manifest.StoredTokenizer(file=stored.name, pattern=self._data.tokenizer.pattern, fingerprint=engine.fingerprint),
             splits=parts,
             files=files | written,
             numeric=scales,
@@ -354,8 +355,8 @@ class Preparation:
             lineage=told,
             about=about,
         )
-        with durable.writing(self._making / tokens.MANIFEST) as file:
-            file.write(manifest.model_dump_json(indent=1).encode())
+        with durable.writing(self._making / manifest.MANIFEST) as file:
+            file.write(said.model_dump_json(indent=1).encode())
         durable.sync_folder(self._making)
 
     def _talk(self) -> tuple[spec.Chat, str] | None:
@@ -370,7 +371,7 @@ class Preparation:
         said = [] if self._data.chat is None else [message["content"] for message in json.loads(document)]
         return "\n".join(said or json.loads(document)) if said or self._data.translates else document
 
-    def _template(self) -> dict[str, tokens.StoredFile]:
+    def _template(self) -> dict[str, manifest.StoredFile]:
         """The template's file, which goes where the model goes."""
         talk = self._talk()
         if talk is None:

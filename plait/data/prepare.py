@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import spec
-from plait.data import chat, fetched, kept, sources, tokens, vocabulary
+from plait.data import chat, fetched, kept, manifest, sources, vocabulary
 from plait.data.hashes import Hashes
 from plait.data.preparation import Preparation
 from plait.data.progress import Listener, Progress
@@ -106,7 +106,7 @@ def _request(data: spec.Data, found: list[Source], hashes: Hashes) -> str:
     sums = hashes.of(sources.read_paths(found))
     content = [[[sums[file.path], file.format] for file in source.files] for source in found]
     shares = {"validation": data.split.validation, "test": data.split.test}
-    asked = [tokens.FORMAT, content, data.field, data.separator, shares, told, *_besides(data, found, hashes)]
+    asked = [manifest.FORMAT, content, data.field, data.separator, shares, told, *_besides(data, found, hashes)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 

@@ -30,7 +30,7 @@ RECORD = np.dtype(
         ("changed", "<u2"),  # a bit for each of Lineage.steps
         ("source", "<u2"),
         ("reason", "u1"),  # 0: kept; n: dropped by Lineage.reasons[n - 1]
-        ("split", "i1"),  # number in tokens.SPLITS
+        ("split", "i1"),  # number in splits.SPLITS
         ("language", "S3"),  # ISO 639-1, or 639-3 where it has no shorter one; empty where nobody asked
     ]
 )

@@ -25,8 +25,9 @@ from plait.data.objective import NO_TARGET
 from plait.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from plait.data.manifest import Manifest
     from plait.data.pairs import Filling
-    from plait.data.tokens import Manifest, Prepared, Split, TokenFile
+    from plait.data.tokens import Prepared, Split, TokenFile
 
 
 class Frame(NamedTuple):

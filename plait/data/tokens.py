@@ -1,17 +1,4 @@
-"""Token files: what preparing leaves on the disk, and how it is read.
-
-    <data.prepared>/<request>/
-        manifest.json              what is here: sizes, checksums, counts; a folder without it does not count
-        tokenizer.json             or .model, .tiktoken: the tokenizer as it was used
-        train-0.npy                tokens of source 0: end_of_text, a document, end_of_text, a document, ...
-        train-0.starts.npy         where each document begins, int64
-        train-0.counts.npy         how often each token comes, int64
-        train-0.learned.npy        of conversations: which tokens are learned, bool
-        chat_template.jinja        of conversations: the template that they were written by
-        train-0.told.npy           of rows that are samples: a label of each document or token, or an answer's place, int32
-        train-0.numbers.npy        numeric fields of each document, where data.numeric names some
-        validation-0.npy ...
-        documents.npy              what became of each document of the corpus (records.py)
+"""Token files as they are read: one source's tokens in one split, splits, and a prepared corpus as a whole.
 
 Tokens are memory-mapped: opening costs nothing, whatever the size. Torch is not needed.
 """
@@ -20,69 +7,33 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import pydantic
 from numpy.lib.stride_tricks import sliding_window_view
 
 from plait import spec
 from plait.data import chat, kept, records, samples, tokenizer
 from plait.data.augment import Augmentation
-from plait.data.labels import Label, Scale
+from plait.data.manifest import (
+    Manifest,
+    check_size,
+    corrupt,
+    counts_name,
+    learned_name,
+    numbers_name,
+    read_manifest,
+    starts_name,
+    tokens_name,
+    told_name,
+)
 from plait.data.objective import Telling, build
 from plait.data.splits import SPLITS
 from plait.errors import DataError
 from plait.store.cache import CachedFile
 
-FORMAT = 1
-MANIFEST = "manifest.json"
 _HEADER = 256  # bytes, enough for that of a .npy file with one dim
-
-
-class Part(pydantic.BaseModel):
-    """One source's share of one split."""
-
-    tokens: int
-    documents: int
-    text_bytes: int
-
-
-class StoredFile(pydantic.BaseModel):
-    bytes: int
-    sha256: str
-
-
-class StoredTokenizer(pydantic.BaseModel):
-    file: str
-    pattern: str | None
-    fingerprint: str
-
-
-class Manifest(pydantic.BaseModel):
-    """What a prepared folder says of itself."""
-
-    format: Literal[1]
-    request: str
-    vocabulary: int
-    end_of_text: int
-    tokenizer: StoredTokenizer
-    splits: dict[str, list[Part]]
-    files: dict[str, StoredFile]
-    numeric: list[Scale] = []
-    labels: list[Label] = []
-    lineage: records.Lineage | None = None
-    about: dict[str, StoredFile] = {}
-    """Files that tell how the others came about: not part of what is trained on, nor of its fingerprint."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of content: equal where tokenizer and token files are equal byte by byte."""
-        content = {name: file.sha256 for name, file in sorted(self.files.items())}
-        return hashlib.sha256(json.dumps([self.format, content]).encode()).hexdigest()[:32]
 
 
 class TokenFile:
@@ -183,10 +134,10 @@ class Prepared:
         """
         if data is not None:
             kept.ensure(data, folder)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         for name, file in (manifest.files | manifest.about).items():
             if not kept.by_block(data, folder, name):
-                _check_size(folder, name, file)
+                check_size(folder, name, file)
         return cls(folder, manifest, data)
 
     def verify(self) -> None:
@@ -194,10 +145,10 @@ class Prepared:
         for name, file in (self._manifest.files | self._manifest.about).items():
             if kept.by_block(self._data, self.folder, name):
                 continue  # each block is checked as it is fetched
-            _check_size(self.folder, name, file)
+            check_size(self.folder, name, file)
             with (self.folder / name).open("rb") as content:
                 if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    raise _corrupt(self.folder, name, "its checksum is not the manifest's")
+                    raise corrupt(self.folder, name, "its checksum is not the manifest's")
 
     @property
     def data(self) -> spec.Data | None:
@@ -356,53 +307,6 @@ def names_of(data: spec.Data) -> list[str]:
     """What each source is called, in the same order."""
     plain = ["corpus"] if any(isinstance(entry, str) for entry in data.corpus) else []
     return plain + [entry.name or entry.path for entry in data.corpus if isinstance(entry, spec.Source)]
-
-
-def tokens_name(split: str, index: int) -> str:
-    return f"{split}-{index}.npy"
-
-
-def starts_name(split: str, index: int) -> str:
-    return f"{split}-{index}.starts.npy"
-
-
-def numbers_name(split: str, index: int) -> str:
-    return f"{split}-{index}.numbers.npy"
-
-
-def learned_name(split: str, index: int) -> str:
-    return f"{split}-{index}.learned.npy"
-
-
-def told_name(split: str, index: int) -> str:
-    return f"{split}-{index}.told.npy"
-
-
-def counts_name(split: str, index: int) -> str:
-    return f"{split}-{index}.counts.npy"
-
-
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{folder}: holds no prepared data ({MANIFEST} is missing); run plait data prepare") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except pydantic.ValidationError:
-        raise _corrupt(folder, MANIFEST, f"it is no manifest of format {FORMAT}") from None
-
-
-def _check_size(folder: Path, name: str, file: StoredFile) -> None:
-    path = folder / name
-    size = path.stat().st_size if path.is_file() else None
-    if size != file.bytes:
-        raise _corrupt(folder, name, "it is missing" if size is None else f"it has {size} bytes, the manifest says {file.bytes}")
-
-
-def _corrupt(folder: Path, name: str, why: str) -> DataError:
-    return DataError(f"{folder / name}: is corrupt: {why}; remove {folder} and it is prepared anew")
 
 
 def _load(path: Path) -> np.ndarray:

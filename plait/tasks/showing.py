@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from plait.data.batches import EvaluationBatches
 from plait.data.pairs import Filling
 from plait.data.prepare import Progress
-from plait.data.tokens import SPLITS, Prepared
+from plait.data.splits import SPLITS
+from plait.data.tokens import Prepared
 from plait.errors import UserError
 from plait.train.folder import read_run
 

@@ -10,8 +10,9 @@ import pytest
 
 from plait import spec, store
 from plait.data import prepare
+from plait.data.splits import SPLITS
 from plait.data.tokenizer import Tokenizer
-from plait.data.tokens import SPLITS, Prepared
+from plait.data.tokens import Prepared
 from plait.errors import DataError
 from tests.data.test_prepare import documents, texts_of, told
 

@@ -20,7 +20,8 @@ from plait import spec
 from plait.data import chunks, pieces, preparation, prepare, records, splits, worker
 from plait.data.chunks import Chunk
 from plait.data.prepare import Progress
-from plait.data.tokens import SPLITS, Prepared
+from plait.data.splits import SPLITS
+from plait.data.tokens import Prepared
 from plait.errors import DataError, WorkerFailed
 from plait.store import durable
 
