@@ -168,18 +168,9 @@ def _to_its_end(path: Path, items: Iterator[Item]) -> Iterator[Item]:
         yield Unusable(str(path), "empty file", "is empty: it has no bytes; was it written whole?")
         return
     try:
-        for item in items:
-            yield item if isinstance(item, Unusable) else _printable(path, item)
+        yield from items
     except Unusable as unusable:
         yield unusable
-
-
-def _printable(path: Path, document: Document) -> Item:
-    text = document.text
-    if not text or text.isspace() or any(map(str.isprintable, text)):
-        return document
-    why = "holds control characters alone, which are no text"
-    return Unusable(f"{path}:{document.place}", "control characters", why, text.encode())
 
 
 def _files(patterns: list[str], named: Format | None, paired: bool = False) -> list[SourceFile]:
@@ -276,10 +267,17 @@ def _usable(place: str, raw: bytes, data: spec.Data, made: Callable[[], Document
     if data.largest is not None and len(raw) > data.largest:
         return Unusable(place, "too large", f"is larger than data.largest = {data.largest:,} bytes; is a separator missing?", raw)
     try:
-        return made()
+        document = made()
+        _check_printable(place, document.text)
+        return document
     except Unusable as unusable:
         unusable.raw = raw
         return unusable
+
+
+def _check_printable(place: str, text: str) -> None:
+    if text and not text.isspace() and not any(map(str.isprintable, text)):
+        raise Unusable(place, "control characters", "holds control characters alone, which are no text")
 
 
 def _row(place: str, number: int, line: str, file: SourceFile, data: spec.Data) -> Document:
@@ -289,6 +287,11 @@ def _row(place: str, number: int, line: str, file: SourceFile, data: spec.Data) 
         raise Unusable(place, "not JSON", f"is not JSON: {error}") from None
     if not isinstance(row, dict):
         raise Unusable(place, "no object", f"is not a JSON object; each line must be one with the text under {data.field!r}")
+    return _of_row(place, number, row, file, data)
+
+
+def _of_row(place: str, number: int, row: dict[str, Any], file: SourceFile, data: spec.Data) -> Document:
+    """The document of a row, of JSONL or of a table. Raises Unusable."""
     if data.translates:
         return _row_of_sides(place, number, row, file, data)
     if data.chat is not None:
@@ -366,12 +369,6 @@ def _columns(file: SourceFile, names: list[str], data: spec.Data) -> list[str]:
 
 
 def _table_row(place: str, number: int, row: dict[str, Any], file: SourceFile, data: spec.Data) -> Item:
-    if data.translates:
-        return _usable(place, b"", data, lambda: _row_of_sides(place, number, row, file, data))
-    if data.chat is not None:
-        return _usable(place, b"", data, lambda: _conversation(place, number, row, data))
-    if labels.has_parts(data.objective):
-        return _usable(place, b"", data, lambda: Document(labels.document(place, row, data), number, _fields(place, row, data)))
-    value = row[data.field]
-    raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else b""
-    return _usable(place, raw, data, lambda: Document(_checked(place, data.field, value), number, _fields(place, row, data)))
+    value = row.get(data.field)
+    raw = value if isinstance(value, str) else json.dumps(row, ensure_ascii=False, default=str)
+    return _usable(place, raw.encode("utf-8", "surrogatepass"), data, partial(_of_row, place, number, row, file, data))

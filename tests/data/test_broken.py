@@ -104,3 +104,16 @@ def test_a_field_of_another_kind_is_told(tmp_path: Path) -> None:
     (file,) = sources.every_file(sources.resolve(data))
     with pytest.raises(Unusable, match=r"a.jsonl:1: 'price' is 'dear', and data.numeric.0 asks for a number"):
         list(sources.documents(file, data))
+
+
+def test_a_row_of_a_table_is_laid_aside_with_its_place_and_content(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["fine", "\0\7"]}), tmp_path / "a.parquet")
+    rows = [{"prompt": "Who?", "answer": "Ann."}, {"prompt": "Who?", "answer": ""}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    found: list[Unusable] = []
+    for name, chat in (("a", None), ("b", spec.Chat())):
+        data = told(tmp_path, tmp_path / f"{name}.parquet", chat=chat)
+        (file,) = sources.every_file(sources.resolve(data))
+        assert len(list(sources.documents(file, data, on_broken=found.append))) == 1
+    assert [each.place for each in found] == [f"{tmp_path}/a.parquet, row 2", f"{tmp_path}/b.parquet, row 2: message 2"]
+    assert [each.raw for each in found] == [b"\0\7", json.dumps(rows[1]).encode()]
