@@ -104,16 +104,16 @@ class MongoDocuments:
         database, _, collection = location.path.partition("/")
         if not collection:
             raise StorageError(f"{location.url}: names no collection; write mongodb://HOST/DATABASE/COLLECTION")
-        self._location = location
-        self._filter = _filter(location)
-        self._collection = _client(location)[database][collection]
+        self._location, self._filter = location, _filter(location)
+        self._database, self._collection = database, collection
 
     def rows(self, fields: list[str], skip: int) -> Iterator[dict[str, Any]]:
-        try:
-            found = self._collection.find(self._filter, dict.fromkeys(fields, 1)).sort("_id", 1).skip(skip).batch_size(_BATCH)
-            yield from found
-        except Exception as error:
-            raise trouble.told(self._location, "", "read", error, kind(error) or "failed") from error
+        with _client(self._location) as client:
+            collection = client[self._database][self._collection]
+            try:
+                yield from collection.find(self._filter, dict.fromkeys(fields, 1)).sort("_id", 1).skip(skip).batch_size(_BATCH)
+            except Exception as error:
+                raise trouble.told(self._location, "", "read", error, kind(error) or "failed") from error
 
 
 def kind(error: Exception) -> trouble.Kind | None:
