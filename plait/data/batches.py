@@ -1,34 +1,32 @@
-"""Batches: which samples a step consists of, and what stands in them.
+"""Batches: which samples a step consists of; what stands in them, readers tell (reader.py).
 
-    step -> positions of the run -> (source, draw) -> (epoch, place) -> permuted -> sample -> tokens
-            first(step) + 0, 1, ..   keyed blocks       draw // n      keyed       i       [i*L, i*L + L]
+    step -> positions of the run -> (source, draw) -> (epoch, place) -> permuted -> sample
+            first(step) + 0, 1, ..   keyed blocks       draw // n      keyed
 
 All of it is arithmetic on (fingerprint, seed, step, and what is left out): nothing is kept from one step to the next, so a run
 resumes anywhere at once, and who reads which positions does not matter.
-
-Sample i of a source covers inputs [i*L, i*L + L) of its stream; targets are one further. The last sample may be short: it is
-padded with weightless targets. So every token but a stream's first is a target exactly once an epoch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from plait import spec
-from plait.data import chance, order
+from plait.data import order
 from plait.data.augment import Augmentation
 from plait.data.micro_batch import MicroBatch
 from plait.data.mixture import Mixture
-from plait.data.objective import NO_TARGET, Spans, Translation
-from plait.data.pairs import Filling, Pairs
-from plait.data.rows import Conversations, number_documents
+from plait.data.objective import NO_TARGET, Translation
+from plait.data.pairs import Filling, PairReader
+from plait.data.reader import Reader
+from plait.data.rows import RowReader
 from plait.data.samples import SampleReader
 from plait.data.skipping import Skipped
-from plait.data.tokens import Split, TokenFile
+from plait.data.tokens import Split
 from plait.errors import RunFileError
 from plait.events import Ranges
 
@@ -170,157 +168,10 @@ class EvaluationBatches:
         return numbers, sources, numbers - self._edges[sources]
 
 
-def _reader(split: Split, seed: int = 0, augmentation: Augmentation | None = None) -> _Reader | SampleReader:
-    return _Reader(split, seed, augmentation) if split.told is None else SampleReader(split)
-
-
-class _Reader:
-    """Rows of tokens out of the sources' streams."""
-
-    def __init__(self, split: Split, seed: int = 0, augmentation: Augmentation | None = None) -> None:
-        self._seed = seed
-        self._augmentation = augmentation
-        self._masking = split.masking
-        self._sequence = split.sequence
-        self._document_mask = split.document_mask
-        self._streams = [_stream(file, split) for file in split.sources]
-        self._names = split.names
-        self.far = any(file.far for file in split.sources)
-
-    @property
-    def sequences(self) -> int:
-        """An epoch's, of all sources."""
-        return sum(stream.length for stream in self._streams)
-
-    @property
-    def filling(self) -> list[Filling]:
-        pairs = [stream for stream in self._streams if isinstance(stream, Pairs)]
-        return [replace(each.filling, name=name) for each, name in zip(pairs, self._names, strict=bool(pairs))]
-
-    def length(self, source: int) -> int:
-        """Samples an epoch."""
-        return self._streams[source].length
-
-    def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
-        targets_B = self._counted(sources_B, samples_B)
-        return targets_B if self._masking is None or isinstance(self._masking, Translation) else self._masking.targets(targets_B)
-
-    def _counted(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
-        """Next tokens to tell in each sample: fewer than it has places in the last one of a source, and of conversations."""
-        counts_B = np.empty_like(samples_B)
-        for source, stream in enumerate(self._streams):
-            mine = sources_B == source
-            counts_B[mine] = stream.targets(samples_B[mine])
-        return counts_B
-
-    def ahead(self, sources_B: np.ndarray, samples_B: np.ndarray) -> None:
-        for source, stream in enumerate(self._streams):
-            stream.ahead(samples_B[sources_B == source])
-
-    def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
-        if isinstance(self._masking, Translation):
-            return self._read_pairs(self._masking, sources_B, samples_B, numbers_B, step)
-        shape = (len(numbers_B), self._sequence)
-        tokens_BL = np.zeros(shape, dtype=np.int64)
-        targets_BL = np.full(shape, NO_TARGET, dtype=np.int64)
-        documents_BL = np.zeros(shape, dtype=np.int64) if self._document_mask else None
-        for source, stream in enumerate(self._streams):
-            assert not isinstance(stream, Pairs)
-            rows = np.flatnonzero(sources_B == source)
-            stream.fill(rows, samples_B[rows], tokens_BL, targets_BL)
-            if documents_BL is not None:
-                stream.fill_documents(rows, samples_B[rows], documents_BL)
-        if self._augmentation is not None:
-            tokens_BL, documents_BL = self._augmented(sources_B, samples_B, numbers_B, tokens_BL, targets_BL, documents_BL)
-        if self._masking is None:
-            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
-        lengths_B, keys_B = self._counted(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
-        if isinstance(self._masking, Spans):
-            tokens_BL, targets_BL, documents_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
-            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL[:, : self._masking.source], step, self._masking.source)
-        tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
-        return MicroBatch(tokens_BL, targets_BL, numbers_B, _padding_apart(documents_BL, lengths_B, self._sequence), step)
-
-    def _read_pairs(self, sides: Translation, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
-        """Where each row holds one pair, nothing need tell pairs apart but padding from the source."""
-        shape = (len(numbers_B), sides.source + sides.target)
-        tokens_BL, targets_BL = np.full(shape, sides.end, dtype=np.int64), np.full(shape, NO_TARGET, dtype=np.int64)
-        documents_BL = np.zeros(shape, dtype=np.int64)
-        documents_BL[:, : sides.source] = -1
-        for source, stream in enumerate(self._streams):
-            assert isinstance(stream, Pairs)
-            rows = np.flatnonzero(sources_B == source)
-            stream.fill(rows, samples_B[rows], tokens_BL, targets_BL, documents_BL)
-        told_BL = documents_BL if sides.packed else documents_BL[:, : sides.source]
-        return MicroBatch(tokens_BL, targets_BL, numbers_B, told_BL, step, sides.source)
-
-    def _augmented(
-        self,
-        sources_B: np.ndarray,
-        samples_B: np.ndarray,
-        numbers_B: np.ndarray,
-        tokens_BL: np.ndarray,
-        targets_BL: np.ndarray,
-        documents_BL: np.ndarray | None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Inputs and documents of the rows in their other form; targets are changed in place, and their number is the same."""
-        assert self._augmentation is not None
-        keys_B, lengths_B = chance.keys(self._seed, "augmented", numbers_B), self._counted(sources_B, samples_B)
-        for row in range(len(numbers_B)) if self._augmentation.rewrites else ():
-            stream, count = self._streams[sources_B[row]], int(lengths_B[row])
-            assert isinstance(stream, _Stream)
-            tokens = self._augmentation.rewrite(stream.file, int(samples_B[row]) * self._sequence, count + 1, keys_B[row])
-            tokens_BL[row, :count], targets_BL[row, :count] = tokens[:-1], tokens[1:]
-            if documents_BL is not None:
-                documents_BL[row, 1:count] = (tokens[1:-1] == self._augmentation.end_of_text).cumsum()
-        return self._augmentation.hide(tokens_BL, lengths_B, keys_B), documents_BL
-
-
-def _padding_apart(documents_BL: np.ndarray | None, lengths_B: np.ndarray, length: int) -> np.ndarray | None:
-    """Where a row is padded nothing sees the padding."""
-    if (lengths_B == length).all():
-        return documents_BL
-    padded_BL = np.arange(length) >= lengths_B[:, None]
-    return np.where(padded_BL, -1, 0 if documents_BL is None else documents_BL)
-
-
-def _stream(file: TokenFile, split: Split) -> _Stream | Conversations | Pairs:
-    if isinstance(split.masking, Translation):
-        return Pairs(file, split.masking)
-    return _Stream(file, split.sequence) if file.learned is None else Conversations(file, split.sequence, split.packed)
-
-
-class _Stream:
-    """One source's tokens, seen as rows: inputs, and the same shifted by one."""
-
-    def __init__(self, file: TokenFile, sequence: int) -> None:
-        self.whole, self.tail = divmod(len(file) - 1, sequence)
-        self.length = self.whole + (self.tail > 0)
-        self._sequence = sequence
-        self._starts = file.starts
-        self.file = file
-
-    def targets(self, samples: np.ndarray) -> np.ndarray:
-        return np.where(samples < self.whole, self._sequence, self.tail)
-
-    def fill(self, rows: np.ndarray, samples: np.ndarray, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
-        full = samples < self.whole
-        self._fill(rows[full], samples[full], self._sequence, tokens_BL, targets_BL)
-        self._fill(rows[~full], samples[~full], self.tail, tokens_BL, targets_BL)
-
-    def _fill(self, rows: np.ndarray, samples: np.ndarray, length: int, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
-        if len(rows):
-            read_BL = self.file.rows(samples * self._sequence, length + 1)
-            tokens_BL[rows, :length] = read_BL[:, :-1]
-            targets_BL[rows, :length] = read_BL[:, 1:]
-
-    def ahead(self, samples: np.ndarray) -> None:
-        """These samples will be read soon."""
-        self.file.ahead(samples[samples < self.whole] * self._sequence, self._sequence + 1)
-
-    def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
-        """A one where a document begins inside a row; summed along the row they number its documents."""
-        number_documents(self._starts, rows, samples * self._sequence, documents_BL)
+def _reader(split: Split, seed: int = 0, augmentation: Augmentation | None = None) -> Reader:
+    if split.told is not None:
+        return SampleReader(split, split.told)
+    return PairReader(split, split.masking) if isinstance(split.masking, Translation) else RowReader(split, seed, augmentation)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ number of rows is known without reading a token, and so are the targets of each.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from plait.data import order
-from plait.data.objective import Translation
+from plait.data.micro_batch import MicroBatch
+from plait.data.objective import NO_TARGET, Translation
+from plait.data.reader import Reader
 from plait.data.tokenizer import Tokenizer
-from plait.data.tokens import TokenFile
+from plait.data.tokens import Split, TokenFile
 from plait.errors import DataError
 
 
@@ -49,6 +51,32 @@ class Filling:
         laid += f", {apart:.1%} with a pair a row" if self.rows < self.pairs else ""
         longer = f"; {self.longer:,} longer ones are {'cut off' if self.cut else 'left out'}" if self.longer else ""
         return f"{laid}{longer}"
+
+
+class PairReader(Reader):
+    """Of rows of pairs."""
+
+    def __init__(self, split: Split, sides: Translation) -> None:
+        self._sides, self._names = sides, split.names
+        self._pairs = [Pairs(file, sides) for file in split.sources]
+        super().__init__(split, self._pairs)
+
+    @property
+    def filling(self) -> list[Filling]:
+        return [replace(each.filling, name=name) for each, name in zip(self._pairs, self._names, strict=True)]
+
+    def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
+        """Where each row holds one pair, nothing need tell pairs apart but padding from the source."""
+        sides = self._sides
+        shape = (len(numbers_B), sides.source + sides.target)
+        tokens_BL, targets_BL = np.full(shape, sides.end, dtype=np.int64), np.full(shape, NO_TARGET, dtype=np.int64)
+        documents_BL = np.zeros(shape, dtype=np.int64)
+        documents_BL[:, : sides.source] = -1
+        for source, each in enumerate(self._pairs):
+            rows = np.flatnonzero(sources_B == source)
+            each.fill(rows, samples_B[rows], tokens_BL, targets_BL, documents_BL)
+        told_BL = documents_BL if sides.packed else documents_BL[:, : sides.source]
+        return MicroBatch(tokens_BL, targets_BL, numbers_B, told_BL, step, sides.source)
 
 
 class Pairs:

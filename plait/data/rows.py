@@ -1,4 +1,7 @@
-"""Rows of conversations: whole ones, a row each, or as many as fit into one.
+"""Rows of tokens: cut from a stream, and of conversations: whole ones, a row each, or as many as fit into one.
+
+    stream      t t t t t t t t t t t                    row i has inputs [i*L, i*L + L), and targets one further; the last may be short,
+    rows        └ 0 ──┘ └ 1 ──┘ └ 2 ─                    and is padded: so every token but the first is a target exactly once an epoch
 
     tokens      <end> Q Q Q A A <end> <end> Q A A <end> <end> Q ...        learned: A A <end> of each
     one a row   └──── row 0 ────────┘ └─── row 1 ─────┘
@@ -12,9 +15,107 @@ from __future__ import annotations
 
 import numpy as np
 
-from plait.data.objective import NO_TARGET
-from plait.data.tokens import TokenFile
+from plait.data import chance
+from plait.data.augment import Augmentation
+from plait.data.micro_batch import MicroBatch
+from plait.data.objective import NO_TARGET, Spans, Translation
+from plait.data.reader import Reader
+from plait.data.tokens import Split, TokenFile
 from plait.errors import DataError
+
+
+class RowReader(Reader):
+    """Of tokens cut from a stream, or of conversations. seed: of what is drawn to be hidden."""
+
+    def __init__(self, split: Split, seed: int = 0, augmentation: Augmentation | None = None) -> None:
+        assert not isinstance(split.masking, Translation)
+        self._seed, self._masking, self._augmentation = seed, split.masking, augmentation
+        self._sequence, self._document_mask = split.sequence, split.document_mask
+        self._streams = [_rows_of(file, split) for file in split.sources]
+        super().__init__(split, self._streams)
+
+    def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        lengths_B = self._lengths(sources_B, samples_B)
+        return lengths_B if self._masking is None else self._masking.targets(lengths_B)
+
+    def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
+        shape = (len(numbers_B), self._sequence)
+        tokens_BL = np.zeros(shape, dtype=np.int64)
+        targets_BL = np.full(shape, NO_TARGET, dtype=np.int64)
+        documents_BL = np.zeros(shape, dtype=np.int64) if self._document_mask else None
+        for source, stream in enumerate(self._streams):
+            rows = np.flatnonzero(sources_B == source)
+            stream.fill(rows, samples_B[rows], tokens_BL, targets_BL)
+            if documents_BL is not None:
+                stream.fill_documents(rows, samples_B[rows], documents_BL)
+        if self._augmentation is not None:
+            tokens_BL, documents_BL = self._augmented(sources_B, samples_B, numbers_B, tokens_BL, targets_BL, documents_BL)
+        if self._masking is None:
+            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+        lengths_B, keys_B = self._lengths(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
+        if isinstance(self._masking, Spans):
+            tokens_BL, targets_BL, documents_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
+            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL[:, : self._masking.source], step, self._masking.source)
+        tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
+        return MicroBatch(tokens_BL, targets_BL, numbers_B, _padding_apart(documents_BL, lengths_B, self._sequence), step)
+
+    def _lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        """Next tokens to tell in each sample: fewer than it has places in the last one of a source, and of conversations."""
+        return super().targets(sources_B, samples_B)
+
+    def _augmented(
+        self,
+        sources_B: np.ndarray,
+        samples_B: np.ndarray,
+        numbers_B: np.ndarray,
+        tokens_BL: np.ndarray,
+        targets_BL: np.ndarray,
+        documents_BL: np.ndarray | None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Inputs and documents of the rows in their other form; targets are changed in place, and their number is the same."""
+        assert self._augmentation is not None
+        keys_B, lengths_B = chance.keys(self._seed, "augmented", numbers_B), self._lengths(sources_B, samples_B)
+        for row in range(len(numbers_B)) if self._augmentation.rewrites else ():
+            stream, count = self._streams[sources_B[row]], int(lengths_B[row])
+            assert isinstance(stream, Stream)
+            tokens = self._augmentation.rewrite(stream.file, int(samples_B[row]) * self._sequence, count + 1, keys_B[row])
+            tokens_BL[row, :count], targets_BL[row, :count] = tokens[:-1], tokens[1:]
+            if documents_BL is not None:
+                documents_BL[row, 1:count] = (tokens[1:-1] == self._augmentation.end_of_text).cumsum()
+        return self._augmentation.hide(tokens_BL, lengths_B, keys_B), documents_BL
+
+
+class Stream:
+    """One source's tokens, seen as rows: inputs, and the same shifted by one."""
+
+    def __init__(self, file: TokenFile, sequence: int) -> None:
+        self.whole, self.tail = divmod(len(file) - 1, sequence)
+        self.length = self.whole + (self.tail > 0)
+        self._sequence = sequence
+        self._starts = file.starts
+        self.file = file
+
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        return np.where(samples < self.whole, self._sequence, self.tail)
+
+    def fill(self, rows: np.ndarray, samples: np.ndarray, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
+        full = samples < self.whole
+        self._fill(rows[full], samples[full], self._sequence, tokens_BL, targets_BL)
+        self._fill(rows[~full], samples[~full], self.tail, tokens_BL, targets_BL)
+
+    def _fill(self, rows: np.ndarray, samples: np.ndarray, length: int, tokens_BL: np.ndarray, targets_BL: np.ndarray) -> None:
+        if len(rows):
+            read_BL = self.file.rows(samples * self._sequence, length + 1)
+            tokens_BL[rows, :length] = read_BL[:, :-1]
+            targets_BL[rows, :length] = read_BL[:, 1:]
+
+    def ahead(self, samples: np.ndarray) -> None:
+        """These samples will be read soon."""
+        self.file.ahead(samples[samples < self.whole] * self._sequence, self._sequence + 1)
+
+    def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
+        """A one where a document begins inside a row; summed along the row they number its documents."""
+        _number_documents(self._starts, rows, samples * self._sequence, documents_BL)
 
 
 class Conversations:
@@ -54,10 +155,22 @@ class Conversations:
             self.file.ahead(self._firsts[sample : sample + 1], int(self._ends[sample] - self._firsts[sample]))
 
     def fill_documents(self, rows: np.ndarray, samples: np.ndarray, documents_BL: np.ndarray) -> None:
-        number_documents(self.file.starts, rows, self._firsts[samples], documents_BL)
+        _number_documents(self.file.starts, rows, self._firsts[samples], documents_BL)
 
 
-def number_documents(starts: np.ndarray, rows: np.ndarray, offsets: np.ndarray, documents_BL: np.ndarray) -> None:
+def _rows_of(file: TokenFile, split: Split) -> Stream | Conversations:
+    return Stream(file, split.sequence) if file.learned is None else Conversations(file, split.sequence, split.packed)
+
+
+def _padding_apart(documents_BL: np.ndarray | None, lengths_B: np.ndarray, length: int) -> np.ndarray | None:
+    """Where a row is padded nothing sees the padding."""
+    if (lengths_B == length).all():
+        return documents_BL
+    padded_BL = np.arange(length) >= lengths_B[:, None]
+    return np.where(padded_BL, -1, 0 if documents_BL is None else documents_BL)
+
+
+def _number_documents(starts: np.ndarray, rows: np.ndarray, offsets: np.ndarray, documents_BL: np.ndarray) -> None:
     """A one where a document begins inside a row, which begins at an offset; their sums along the row number its documents."""
     low = np.searchsorted(starts, offsets, side="right")
     counts = np.searchsorted(starts, offsets + documents_BL.shape[1]) - low

@@ -22,11 +22,11 @@ from plait.data import labels, vocabulary
 from plait.data.labels import has_parts
 from plait.data.micro_batch import MicroBatch
 from plait.data.objective import NO_TARGET
+from plait.data.reader import Reader
 from plait.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from plait.data.manifest import Manifest
-    from plait.data.pairs import Filling
     from plait.data.tokens import Prepared, Split, TokenFile
 
 
@@ -140,35 +140,14 @@ def _labels(prepared: Prepared, data: spec.Data, split: str, source: int) -> np.
     return np.where(own >= 0, place[own.clip(0)], own)
 
 
-class SampleReader:
-    """Micro-batches of samples with labels, out of the sources' token files."""
+class SampleReader(Reader):
+    """Of samples with labels."""
 
-    def __init__(self, split: Split) -> None:
-        assert split.told is not None
-        self._told = split.told
-        self._sources = [_source(file, own, split.told) for file, own in zip(split.sources, split.told.of, strict=True)]
-        self._pairs = has_parts(split.told.objective) and split.told.objective.kind != "tag"
-        self.far = any(file.far for file in split.sources)
-        self.filling: list[Filling] = []  # of rows of pairs, which these are not
-
-    @property
-    def sequences(self) -> int:
-        """An epoch's, of all sources."""
-        return sum(source.length for source in self._sources)
-
-    def length(self, source: int) -> int:
-        """Samples an epoch."""
-        return self._sources[source].length
-
-    def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
-        counts_B: np.ndarray = np.empty_like(samples_B)
-        for number, source in enumerate(self._sources):
-            counts_B[sources_B == number] = source.counts[samples_B[sources_B == number]]
-        return counts_B
-
-    def ahead(self, sources_B: np.ndarray, samples_B: np.ndarray) -> None:
-        for source, sample in zip(sources_B, samples_B, strict=True):
-            self._sources[source].ahead(int(sample))
+    def __init__(self, split: Split, told: Told) -> None:
+        self._told = told
+        self._sources = [_source(file, own, told) for file, own in zip(split.sources, told.of, strict=True)]
+        self._pairs = has_parts(told.objective) and told.objective.kind != "tag"
+        super().__init__(split, self._sources)
 
     def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
         read = [self._sources[source].read(int(sample)) for source, sample in zip(sources_B, samples_B, strict=True)]
@@ -194,9 +173,13 @@ class _Source:
         self.length = len(file.starts)
         self.counts = np.ones(self.length, dtype=np.int64)
 
-    def ahead(self, sample: int) -> None:
-        document = self._document(sample)
-        self._file.ahead(self._file.starts[document : document + 1], int(self._ends[document] - self._file.starts[document]))
+    def targets(self, samples: np.ndarray) -> np.ndarray:
+        counted: np.ndarray = self.counts[samples]
+        return counted
+
+    def ahead(self, samples: np.ndarray) -> None:
+        for document in map(self._document, samples.tolist()):
+            self._file.ahead(self._file.starts[document : document + 1], int(self._ends[document] - self._file.starts[document]))
 
     def read(self, sample: int) -> Read:
         number = self._own[sample]

@@ -1,0 +1,70 @@
+"""Readers: micro-batches out of a split's sources, whatever its rows are.
+
+    rows.py       tokens cut from a stream, conversations      told: each next token, or tokens that are hidden
+    pairs.py      pairs of a source and its translation        told: the translation
+    samples.py    samples with labels                          told: a label, a number, an answer's place
+
+How many rows an epoch has, and how many targets each, is known before a token is read.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from plait.data.micro_batch import MicroBatch
+
+if TYPE_CHECKING:
+    from plait.data.pairs import Filling
+    from plait.data.tokens import Split
+
+
+class Rows(Protocol):
+    """One source's. length: how many an epoch has; each is a sample, by number."""
+
+    length: int
+
+    def targets(self, samples: np.ndarray, /) -> np.ndarray: ...
+    def ahead(self, samples: np.ndarray, /) -> None: ...
+
+
+class Reader(ABC):
+    """rows: of each source of the split."""
+
+    def __init__(self, split: Split, rows: Sequence[Rows]) -> None:
+        self._rows = rows
+        self.far = any(file.far for file in split.sources)
+
+    @property
+    def sequences(self) -> int:
+        """An epoch's, of all sources."""
+        return sum(rows.length for rows in self._rows)
+
+    @property
+    def filling(self) -> list[Filling]:
+        """Of rows of pairs, how full they are, by source; empty of others."""
+        return []
+
+    def length(self, source: int) -> int:
+        """Samples an epoch."""
+        return self._rows[source].length
+
+    def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        """How many each sample has."""
+        counts_B = np.empty_like(samples_B)
+        for source, rows in enumerate(self._rows):
+            mine = sources_B == source
+            counts_B[mine] = rows.targets(samples_B[mine])
+        return counts_B
+
+    def ahead(self, sources_B: np.ndarray, samples_B: np.ndarray) -> None:
+        """These samples will be read soon."""
+        for source, rows in enumerate(self._rows):
+            rows.ahead(samples_B[sources_B == source])
+
+    @abstractmethod
+    def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
+        """numbers_B: of the samples in the run."""
