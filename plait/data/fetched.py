@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plait import spec
-from plait.data import parallel
+from plait.data import labels, parallel
 from plait.data.hashes import Hashes
 from plait.errors import DataError
 from plait.store import Entry, Store, at, documents, durable, is_url
@@ -84,9 +84,11 @@ def named(prepared: Path) -> Iterator[None]:
 
 
 def _read_of_rows(data: spec.Data) -> list[str]:
-    """Fields of a table that hold texts."""
+    """Fields of a table that documents are made from."""
+    if data.chat is not None and not data.translates:
+        return [data.chat.messages, data.chat.prompt, data.chat.answer]
     if not data.translates:
-        return [data.field]
+        return labels.fields_of(data)
     sides = [entry.sides for entry in data.corpus if isinstance(entry, spec.Source) and entry.sides is not None]
     return [side.partition(".")[0] for pair in [parallel.FIELDS, *sides] for side in pair]
 

@@ -59,6 +59,10 @@ def _plain(location: Location, field: str, value: Any) -> Any:
         return value.isoformat()
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    if hasattr(value, "__str__") and not isinstance(value, bytes | list | dict | set | tuple):
-        return str(value)
-    raise StorageError(f"{location.url}: {field!r} holds {type(value).__name__}, and documents are text with plain fields")
+    if isinstance(value, list | tuple):
+        return [_plain(location, field, each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(location, field, each) for key, each in value.items()}
+    if isinstance(value, bytes | set):
+        raise StorageError(f"{location.url}: {field!r} holds {type(value).__name__}, which is neither text nor a number nor a list of such")
+    return str(value)

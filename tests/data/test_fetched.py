@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from plait import spec, store
-from plait.data import fetched, prepare
+from plait.data import fetched, prepare, sources
 from plait.errors import DataError, StorageError
 from tests.store.park import Park
 
@@ -95,9 +95,7 @@ def articles(park: Park) -> str:
     with pymongo.MongoClient(url.rpartition("/")[0]) as client:
         collection = client["plait"]["articles"]
         collection.delete_many({})
-        rows = [
-            {"_id": number, "body": text, "language": "en" if number % 2 else "zh", "more": [1, 2]} for number, text in enumerate(TEXTS)
-        ]
+        rows = [{"_id": number, "body": text, "language": "en" if number % 2 else "zh", "more": b"\0"} for number, text in enumerate(TEXTS)]
         collection.insert_many(rows)
     return f"{url}/articles"
 
@@ -116,8 +114,30 @@ def test_a_collection_is_a_corpus_filtered_by_the_server(articles: str, tmp_path
         prepare.prepare(settings(tmp_path, f'{articles}?filter={{"language":"fr"}}', field="body"))
     with pytest.raises(StorageError, match="filter is not JSON"):
         prepare.prepare(settings(tmp_path, f"{articles}?filter={{language", field="body"))
-    with pytest.raises(StorageError, match="'more' holds list, and documents are text with plain fields"):
+    with pytest.raises(StorageError, match="'more' holds bytes, which is neither text nor a number"):
         prepare.prepare(settings(tmp_path, articles, field="more"))
+
+
+def test_a_collection_is_asked_for_what_its_documents_are_made_of(park: Park, tmp_path: Path) -> None:
+    import pymongo
+
+    url = park("mongodb").url
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann."}]
+    row = {"messages": said, "text": "Fine.", "other": "Not so.", "label": "no", "translation": {"en": "Save", "de": "Speichern"}}
+    with pymongo.MongoClient(url.rpartition("/")[0]) as client:
+        client["plait"]["talks"].delete_many({})
+        client["plait"]["talks"].insert_one({"_id": 1, **row})
+    sides = spec.Source(path=f"{url}/talks", sides=["translation.en", "translation.de"])
+    asked = [
+        (settings(tmp_path, f"{url}/talks", chat=spec.Chat()), said),
+        (settings(tmp_path, f"{url}/talks", objective=spec.Objective(kind="classify", pair="other")), ["Fine.", "Not so."]),
+        (settings(tmp_path, sides, objective=spec.Objective(kind="translate")), ["Save", "Speichern"]),
+    ]
+    for data, wanted in asked:
+        here = fetched.here(data, tmp_path)
+        (file,) = sources.every_file(sources.resolve(here))
+        (document,) = sources.documents(file, here)
+        assert json.loads(document.text) == wanted
 
 
 def test_a_table_is_a_corpus_page_by_page(park: Park, tmp_path: Path) -> None:
