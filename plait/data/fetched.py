@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -64,11 +65,9 @@ def bound(data: spec.Data, prepared: Path, files: list[Path]) -> None:
     """Of a corpus that is prepared, let go of the content of those fetched files that are beyond data.fetched_gib."""
     if data.fetched_gib is None:
         return
-    spool, held = _Spool(prepared / "fetched", [], Hashes(prepared)), 0
-    for path in files:
-        held += path.stat().st_size
-        if held > data.fetched_gib * 2**30:
-            spool.let_go(path)
+    held = itertools.accumulate(path.stat().st_size for path in files)
+    beyond = [path for path, size in zip(files, held, strict=True) if size > data.fetched_gib * 2**30]
+    _Spool(prepared / "fetched", [], Hashes(prepared)).let_go(beyond)
 
 
 @contextlib.contextmanager
@@ -149,12 +148,15 @@ class _Spool:
             return False
         return _HOLLOW not in known or (not self._whole and self._hashes.knows(path))
 
-    def let_go(self, path: Path) -> None:
+    def let_go(self, paths: list[Path]) -> None:
         """Noted before it is done: what is cut off in between is fetched again."""
         known = self._known()
-        if str(path) in known and _HOLLOW not in known[str(path)] and self._hashes.knows(path):
+        whole = [path for path in paths if str(path) in known and _HOLLOW not in known[str(path)] and self._hashes.knows(path)]
+        for path in whole:
             known[str(path)].append(_HOLLOW)
+        if whole:
             self._remember(known)
+        for path in whole:
             about = path.stat()
             os.truncate(path, 0)
             os.truncate(path, about.st_size)  # a hole

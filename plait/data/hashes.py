@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from plait.errors import DataError
@@ -34,8 +35,12 @@ class Hashes:
         return {path: known[keys[path]] for path in paths}
 
     def knows(self, path: Path) -> bool:
-        """Whether the file need not be read to tell its checksum."""
-        return path.exists() and _key(path) in self._remembered()
+        """Whether the file need not be read to tell its checksum, by what was remembered when this was first asked."""
+        return path.exists() and _key(path) in self._once
+
+    @cached_property
+    def _once(self) -> dict[str, str]:
+        return self._remembered()
 
     def _remembered(self) -> dict[str, str]:
         try:
