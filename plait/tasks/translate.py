@@ -118,7 +118,8 @@ def _check(trained: Trained) -> None:
     if run.data.translates or (run.model.family == "t5" and imported):
         return
     encoder = run.model.family == "bert"
-    right = 'a "t5" with kind = "translate"' if encoder else f'with kind = "translate", from it perhaps: [finetune] from = "{trained.folder}"'
+    tuned = f'with kind = "translate", from it perhaps: [finetune] from = "{trained.folder}"'
+    right = 'a "t5" with kind = "translate"' if encoder else tuned
     raise UserError(
         f'{trained.folder}: is no translator: model.family = "{run.model.family}" has learned data.objective.kind = '
         f'"{run.data.objective.kind}"; train {right}'
