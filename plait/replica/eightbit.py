@@ -76,7 +76,8 @@ class Adam8bit(Stepping):
     def _step_matrix(self, group: dict[str, Any], parameter: Tensor) -> None:
         state = self.state[parameter]
         moments = {name: expand(state[name], state[name + SCALE], signed, self._block) for name, signed in _MOMENTS.items()}
-        self.step_adam(group, [parameter], *([moment] for moment in moments.values()), decoupled=self._decoupled)
+        first, second = moments.values()
+        self.step_adam(group, [parameter], [first], [second], self._decoupled)
         for name, signed in _MOMENTS.items():
             round_into(state[name], state[name + SCALE], moments[name], signed, self._block)
 
