@@ -42,8 +42,9 @@ class Step:
 
     def __init__(self, model: Decoder) -> None:
         self._model = model
-        self._straight = _is_known(model)
-        if not self._straight:
+        self.straight = _is_known(model)
+        """whether it is computed here, and not by the model's own forward pass"""
+        if not self.straight:
             return
         self._layers = [_Layer(cast(Block, block)) for block in model.blocks]
         self._norm, self._head = _norm(model.norm), _applied(model.head)
@@ -52,7 +53,7 @@ class Step:
 
     def __call__(self, tokens_B: Tensor, cache: Cache) -> Tensor:
         """logits_BV behind these tokens. Raises ValueError where the cache is full."""
-        if not self._straight:
+        if not self.straight:
             return cast(Tensor, self._model(tokens_B[:, None], cache=cache))[:, -1]
         cache.advance()
         place, seen = cache.newest(), cache.seen()
@@ -115,7 +116,7 @@ def _is_known(model: Decoder) -> bool:
     return all(
         type(block) is Block
         and type(block.attention) is Attention
-        and set(block.attention._modules) == {"qkv", "out", "norm_q", "norm_k", "mix"}
+        and {"qkv", "out", "mix"} <= set(block.attention._modules) <= {"qkv", "out", "norm_q", "norm_k", "mix"}
         and type(block.mlp) in (SwiGLU, GeluMLP)
         and (block.attention.norm_q is None or model.rotary is not None)
         and not any(getattr(layer, "lora", None) is not None for layer in block.modules())

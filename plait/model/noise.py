@@ -75,8 +75,10 @@ class Dropout(nn.Module):
 
     def keep(self, noise: Noise, rows_R: Tensor, columns_C: Tensor) -> Tensor:
         """Which elements stay, [B, R, C] bool, for the given global rows (int64) and columns (int32) of each sample."""
-        # A compiler that sees which rows they are reckons with their products, which must wrap: it folds them, or takes it, as C++ does of
-        # signed numbers, that they never overflow. A zero that it cannot know hides them.
+        # A compiler that sees which rows and columns they are reckons with their products, which must wrap: it folds them, or takes it, as
+        # C++ does of signed numbers, that they never overflow; so that masks were others, and loops never ended. A zero that it cannot know
+        # hides them.
+        columns_C = columns_C ^ noise.zero.to(columns_C.dtype)
         return keep_mask(_mix64(noise.key_B ^ self.key), rows_R ^ noise.zero, columns_C, self.rate)
 
 

@@ -25,13 +25,11 @@ def test_compiled_blocks_give_the_same_and_never_compile_again(family, backend):
 
     torch._dynamo.reset()
     model = spec.Model(family=family, **{"layers": 3, "width": 32, "heads": 4, "dropout": 0.2, **SHAPES[family]})
-    # Of decoders inductor is asked for one chunk alone: its program for more crashed within pytest, and not outside (docs/log.md).
-    length = 24 if backend == "inductor" and model.causal else LENGTH
-    eager, compiled = (build(model, 50, length, seed=0, dtype=torch.float64) for _ in range(2))
+    eager, compiled = (build(model, 50, LENGTH, seed=0, dtype=torch.float64) for _ in range(2))
     counter = CompileCounterWithBackend(backend)
     for block in compiled.blocks:
         block.compile(backend=counter)
-    tokens = torch.randint(0, 50, (4, length), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 50, (4, LENGTH), generator=torch.Generator().manual_seed(0))
     told = {"source": CHUNK + 4} if family == "t5" else {}
     counts = []
     for step in range(1, 4):

@@ -27,6 +27,7 @@ def decoded(model, tokens, lengths):
         [torch.cat([tokens.new_zeros(pad), row[:length]]) for pad, row, length in zip(padding, tokens, lengths, strict=True)]
     )
     step, told = Step(model), [prefill(model, prompts, cache)]
+    assert step.straight == (model.model.family != "moe" and not list(lora.adapters(model)))
     for place in range(total - longest):
         told.append(step(torch.stack([row[length + place] for row, length in zip(tokens, lengths, strict=True)]), cache))
     return torch.stack(told, 1)
