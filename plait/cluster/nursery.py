@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import select
@@ -18,6 +19,7 @@ import socket
 import subprocess
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any, Self
 
 from plait.errors import PlaitError
@@ -25,12 +27,17 @@ from plait.errors import PlaitError
 _PR_SET_PDEATHSIG = 1
 
 
-class Nursery:
-    """The parent's handle. `messages` is to be called when `fileno` is readable."""
+LATER = ("plait.replica.shard", "plait.replica.pipeline", "plait.replica.stages", "plait.train.pieces")
+"""What a worker imports when it comes to it: to save, or for its layout. A second of CPU, most of it torch's checkpoints and compilers."""
 
-    def __init__(self) -> None:
+
+class Nursery:
+    """The parent's handle. `messages` is to be called when `fileno` is readable. many: workers of many runs are forked, and what they would
+    import later is imported once, before the first of them."""
+
+    def __init__(self, many: bool = False) -> None:
         self._socket, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "plait.cluster.nursery", str(theirs.fileno())]
+        command = [sys.executable, "-m", "plait.cluster.nursery", str(theirs.fileno()), *(LATER if many else ())]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, env=environment)
         theirs.close()
@@ -77,9 +84,11 @@ class Nursery:
             self._socket.sendall(json.dumps(message).encode() + b"\n")
 
 
-def serve(parent: socket.socket) -> None:
+def serve(parent: socket.socket, later: Sequence[str] = ()) -> None:
     """The nursery's own loop: until the parent goes."""
     _import_what_workers_need()
+    for module in later:
+        importlib.import_module(module)
     wake, alarm = socket.socketpair()
     for end in (wake, alarm):
         end.setblocking(False)
@@ -159,5 +168,5 @@ def _import_what_workers_need() -> None:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
     os._exit(0)  # taking torch apart again is of use to nobody

@@ -61,7 +61,7 @@ def compare(
     for each, seed, settled in planned:
         _check_folder(_folder(out, each, seed), settled)
     with ExitStack() as stack:
-        nursery = nursery or stack.enter_context(Nursery())
+        nursery = nursery or stack.enter_context(Nursery(many=True))
         trials = [_train(each, seed, settled, _folder(out, each, seed), nursery, told) for each, seed, settled in planned]
     if failed := [trial for trial in trials if trial.why and trial.variant == REFERENCE]:
         raise WorkerFailed(f"the reference did not end, and there is nothing to compare with: {failed[0].why}")

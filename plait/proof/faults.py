@@ -85,7 +85,7 @@ def verify_faults(
     sections = {"sync": own["sync"], "balance": own["balance"], "elastic": elastic, "checkpoint": {"every": "3 steps"}}
     layout = own["layout"]
     with tempfile.TemporaryDirectory(prefix="plait-proof-") as folder, ExitStack() as stack:
-        prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery()))
+        prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery(many=True)))
         survived = []
         for scenario in scenarios(run, steps):
             compared = prover.compare(layout, sections, [asdict(fault) for fault in scenario.faults])

@@ -97,7 +97,7 @@ def verify_layouts(
     chosen, left_out = _chosen(run, layouts)
     proven = for_proof(run, steps)
     with tempfile.TemporaryDirectory(prefix="plait-proof-") as folder, ExitStack() as stack:
-        prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery()))
+        prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery(many=True)))
         floor = prover.compare({}, micro_batch=_other_micro_batch(proven))
         told(floor)
         compared = []

@@ -84,7 +84,7 @@ def soak(
     }
     reaper = Reaper(kills, seed, told)
     with tempfile.TemporaryDirectory(prefix="plait-soak-") as folder, ExitStack() as stack:
-        prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery()))
+        prover = Prover(proven, prepare(proven), Path(folder), nursery or stack.enter_context(Nursery(many=True)))
         began = time.monotonic()
         compared = prover.compare(run.resolved()["layout"], sections, listeners=[reaper])
         took = time.monotonic() - began

@@ -136,6 +136,15 @@ def assemble(run: spec.Run, vocabulary: int, device: torch.device, mesh: Mesh = 
     return assembly
 
 
+def room(run: spec.Run, vocabulary: int, device: torch.device) -> nn.Module:
+    """The whole model on one device, with memory for its values and no values."""
+    module = _planned(run, vocabulary)
+    dtype = devices.dtype(run.train.precision)
+    _move_buffers(module, dtype, device)
+    _materialise(module, {path: Part.whole(value.shape) for path, value in module.named_parameters(remove_duplicate=False)}, dtype, device)
+    return module
+
+
 def kept_paths(module: nn.Module) -> frozenset[str]:
     """Parameters and buffers that a checkpoint keeps; a parameter that is shown twice goes by its first path."""
     shown = {path for path, _ in module.named_parameters(remove_duplicate=False)}

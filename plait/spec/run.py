@@ -81,19 +81,13 @@ class Run(Section):
 
     @model_validator(mode="after")
     def _translated(self) -> Self:
-        """Sentences are translated amid training where a rank holds all of an encoder-decoder."""
+        """Sentences are translated amid training by an encoder-decoder."""
         if self.train.evaluate_translations is None or not self.settled:
             return self
         if not self.data.translates or self.model.causal or self.train.evaluate_every is None:
             raise ValueError(
                 'train.evaluate_translations is of an encoder-decoder with data.objective.kind = "translate", at each '
                 "train.evaluate_every; leave it out"
-            )
-        if self.layout.ranks > 1 or self.layout.auto:
-            spread = next((axis for axis in self.layout.INNER if getattr(self.layout, axis) > 1), "auto")
-            raise ValueError(
-                f"train.evaluate_translations needs whole models, and layout.{spread} spreads them; leave it out and measure with "
-                "plait evaluate"
             )
         return self
 

@@ -31,7 +31,7 @@ class ProcessesFailed(AssertionError):
 @cache
 def warm_nursery() -> Nursery:
     """This session's nursery, closed when the session ends."""
-    nursery = Nursery()
+    nursery = Nursery(many=True)
     atexit.register(nursery.close)
     return nursery
 

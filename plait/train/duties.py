@@ -79,7 +79,7 @@ class Duties:
         if self._sentences is None or self._validation is None:
             return []
         progress("translates validation sentences")
-        return self._sentences.translated(self._replica.compute, ranges, self._validation.size)
+        return self._sentences.translated(self._replica, ranges, self._validation.size)
 
     def _save(self, verdict: Verdict) -> None:
         """All that are told to give what they have; who has the position, writes."""

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from plait.cluster.nursery import Nursery
+from plait.cluster.nursery import LATER, Nursery
 
 
 def write_and_return(config: dict) -> int:
@@ -22,6 +22,11 @@ def wait_for_ever(config: dict) -> int:
     Path(config["path"]).write_text(str(os.getpid()))
     while True:
         signal.pause()
+
+
+def tell_modules(config: dict) -> int:
+    """How many of these are not imported yet."""
+    return sum(module not in sys.modules for module in config["modules"])
 
 
 def endings(nursery: Nursery, worker: str) -> int:
@@ -47,6 +52,12 @@ def test_a_worker_gets_its_config_and_its_status_is_told(nursery: Nursery, tmp_p
     assert len((tmp_path / "file").read_text()) == 250_000
 
 
+def test_workers_of_many_runs_find_what_they_import_later(nursery: Nursery) -> None:
+    modules = [*LATER, "torch.distributed.checkpoint.state_dict_saver", "torch.distributed.fsdp", "torch.distributed.pipelining"]
+    nursery.fork("teller", "tests.cluster.test_nursery:tell_modules", {"modules": modules})
+    assert endings(nursery, "teller") == 0
+
+
 def test_a_signal_reaches_its_worker(nursery: Nursery, tmp_path: Path) -> None:
     nursery.fork("waiter", "tests.cluster.test_nursery:wait_for_ever", {"path": str(tmp_path / "pid")})
     appears(tmp_path / "pid")
@@ -58,7 +69,7 @@ def test_workers_die_with_the_parent_however_it_dies(tmp_path: Path) -> None:
     """A parent is killed: its nursery sees the end of the line and takes its workers along."""
     code = f"""
 import time
-from plait.cluster.nursery import Nursery
+from plait.cluster.nursery import LATER, Nursery
 nursery = Nursery()
 nursery.fork("waiter", "tests.cluster.test_nursery:wait_for_ever", {{"path": {str(tmp_path / "pid")!r}}})
 time.sleep(60)

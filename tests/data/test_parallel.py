@@ -172,7 +172,6 @@ def test_an_empty_side_can_be_left_out_and_is_counted(tmp_path: Path) -> None:
     assert found.manifest.lineage.broken == {"empty side": 1}
 
 
-AMID = {"evaluate_translations": 4, "evaluate_every": "1 steps"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data": {"objective": {"kind": "causal"}, "corpus": [{"path": "x", "target": "y"}]}}, r"target is of pairs, and objective.kind"),
     ({"data": {"clean": {}}}, r'clean is for texts, and objective.kind = "translate"'),
@@ -184,7 +183,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": {"family": "bert"}}, r'this family learns by "masked"'),
     ({"data": {"chat": {}}}, r'model.family = "t5" reads a source by itself'),
     ({"train": {"evaluate_translations": 4}}, r"at each train.evaluate_every; leave it out"),
-    ({"train": AMID, "layout": {"tensor": 2}}, r"train.evaluate_translations needs whole models, and layout.tensor spreads them"),
 ]
 
 

@@ -1,4 +1,7 @@
-"""Local SGD and DiLoCo as the papers have them, in one process and a straight line: Douillard et al. 2023, algorithm 1."""
+"""Local SGD and DiLoCo as the papers have them, in one process and a straight line: Douillard et al. 2023, algorithm 1.
+
+Forward passes are those of one process, which are proved elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,8 @@ from plait import spec
 from plait.data.batches import Batches
 from plait.data.prepare import prepare
 from plait.ledger.shares import deal
-from plait.model.build import build
-from plait.model.loss import cross_entropy
-from plait.model.noise import Noise
+from plait.replica.assemble import assemble
+from plait.replica.compute import Compute
 from plait.replica.optim import decays
 from plait.replica.schedule import rate
 
@@ -22,8 +24,10 @@ def local_steps(run: spec.Run) -> list[float]:
     torch.set_num_threads(1)
     prepared = prepare(run.data)
     batches = Batches(prepared.split("train", run.data.sequence), run.train, prepared.fingerprint)
-    shared = build(run.model, prepared.vocabulary, run.data.sequence, run.train.seed, dtype=torch.float64)
-    replicas = [copy.deepcopy(shared) for _ in range(run.layout.replicas)]
+    run = run.model_copy(update={"data": run.data.model_copy(update={"objective": prepared.objective()})})
+    computes = [_compute(run, run.model.rows(prepared.vocabulary)) for _ in range(run.layout.replicas)]
+    replicas = [compute.module for compute in computes]
+    shared = copy.deepcopy(replicas[0])
     inner = [_adamw(run, replica) for replica in replicas]
     momentum = [torch.zeros_like(parameter) for parameter in shared.parameters()]
     every = batches.steps_of(run.sync.every) if run.sync.every else 1
@@ -31,12 +35,12 @@ def local_steps(run: spec.Run) -> list[float]:
     for step in range(1, batches.steps + 1):
         shares = deal(batches.size(step), run.balance.stated or [1.0] * len(replicas))
         total = 0.0
-        for number, (replica, optimizer, share) in enumerate(zip(replicas, inner, shares, strict=True)):
-            loss = _loss(run, replica, batches, step, share[0])
+        for number, (compute, optimizer, share) in enumerate(zip(computes, inner, shares, strict=True)):
+            loss = compute.loss(batches.read(step, *share[0]))
             weights[number] += batches.targets(step, share)
             optimizer.zero_grad()
             (loss / batches.targets(step, share)).backward()
-            torch.nn.utils.clip_grad_norm_(replica.parameters(), run.train.clip or 1e9)
+            torch.nn.utils.clip_grad_norm_(compute.module.parameters(), run.train.clip or 1e9)
             for group in optimizer.param_groups:
                 group["lr"] = rate(run.train.schedule, run.train.optimizer.lr, step, batches.steps, 3, 1)
             optimizer.step()
@@ -46,6 +50,11 @@ def local_steps(run: spec.Run) -> list[float]:
             _outer_step(run, shared, replicas, [weight / sum(weights) for weight in weights], momentum)
             weights = [0.0] * len(replicas)
     return losses
+
+
+def _compute(run: spec.Run, vocabulary: int) -> Compute:
+    device = torch.device("cpu")
+    return Compute(run, assemble(run.model_copy(update={"layout": spec.Layout()}), vocabulary, device), device)
 
 
 def _adamw(run: spec.Run, model: torch.nn.Module) -> torch.optim.AdamW:
@@ -58,13 +67,6 @@ def _adamw(run: spec.Run, model: torch.nn.Module) -> torch.optim.AdamW:
         for decayed in (True, False)
     ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
-
-
-def _loss(run: spec.Run, model: torch.nn.Module, batches: Batches, step: int, span: list[int]) -> torch.Tensor:
-    batch = batches.read(step, *span)
-    noise = Noise(run.train.seed, step, torch.from_numpy(batch.samples_B))
-    logits_BLV = model(torch.from_numpy(batch.tokens_BL), None, noise)
-    return cross_entropy(logits_BLV, torch.from_numpy(batch.targets_BL))
 
 
 @torch.no_grad()

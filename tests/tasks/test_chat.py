@@ -47,7 +47,7 @@ def curve(tmp_path: Path, pairs: Path, prepared: Path, nursery: Nursery) -> Curv
     return run
 
 
-@pytest.mark.parametrize("layout", [slow({"tensor": 2}), slow({"replicas": 2, "shard": 2})], ids=str)
+@pytest.mark.parametrize("layout", [slow({"replicas": 2, "shard": 2})], ids=str)
 def test_answers_draw_the_curve_of_one_process(curve: Curve, layout: dict[str, int]) -> None:
     """Packed, so that rows have masks and unequal numbers of targets."""
     alone = curve("alone", data__chat={"pack": True})

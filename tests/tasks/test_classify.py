@@ -79,7 +79,6 @@ def evaluated(folder: Path) -> events.Evaluated:
 @pytest.mark.parametrize(
     ("task", "layout"),
     [
-        slow("classify", {"replicas": 2}),
         slow("classify", {"tensor": 2, "context": 2}),
         slow("classify", {"shard": 2}),
         slow("classify", {"pipeline": 2}),
@@ -87,12 +86,9 @@ def evaluated(folder: Path) -> events.Evaluated:
         slow("mean", {"pipeline": 2}),
         slow("mean", {"context": 2, "context_by": "ulysses"}),
         slow("regress", {"pipeline": 2}),
-        slow("regress", {"replicas": 2, "tensor": 2}),
-        slow("tag", {"tensor": 2}),
         slow("tag", {"context": 2}),
         slow("tag", {"replicas": 2, "shard": 2}),
         slow("answer", {"shard": 2}),
-        slow("answer", {"replicas": 2, "tensor": 2}),
         slow("answer", {"pipeline": 2}),
     ],
     ids=str,

@@ -78,8 +78,6 @@ LAYOUTS = [
         pytest.param(*each, marks=pytest.mark.slow)
         for each in (
             ("gpt2", {"pipeline": 2, "shard": 2}),
-            ("llama", {"tensor": 2}),
-            ("llama", {"replicas": 2}),
             ("gpt2", {"tensor": 2, "shard": 2}),
             ("llama", {"shard": 2, "zero": 2}),
             ("moe", {"shard": 2, "zero": 1}),

@@ -69,7 +69,6 @@ LAYOUTS = [
     slow("bert", {"context": 2, "tensor": 2}),
     slow("bert", {"pipeline": 2, "shard": 2}),
     slow("t5", {"pipeline": 2, "tensor": 2}),
-    ("translate", {"replicas": 2, "tensor": 2}),
     slow("translate", {"pipeline": 2, "shard": 2}),
     slow("translate", {"shard": 2, "context": 2, "context_by": "ulysses"}),
     slow("translate", {"replicas": 2, "pipeline": 2, "schedule": "interleaved"}),
@@ -86,12 +85,6 @@ LAYOUTS = [
     slow("moe", {"pipeline": 2, "shard": 2}),
     slow("gpt2", {"pipeline": 2, "replicas": 2}),
 ]
-
-
-@pytest.mark.slow
-def test_a_parameter_server_serves_rows_of_pairs(curve: Train) -> None:
-    served = curve("served", **T5_PAIRS, sync={"strategy": "server", "update": "synchronous"}, layout__replicas=2)
-    assert_one_curve(curve("alone", **T5_PAIRS), served)
 
 
 def spread(layout: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from plait.tasks.neighbours import Neighbours
 from plait.tasks.pretrain import train
 from plait.tasks.translate import load_translator
 from plait.train.duties import measure
-from tests.runs import T5_PAIRS, history_of, pairs, tiny, write_pairs
+from tests.runs import T5_PAIRS, history_of, pairs, slow, tiny, write_pairs
 
 LEARNING: dict[str, Any] = {
     **T5_PAIRS,
@@ -60,18 +60,44 @@ def test_it_translates_what_it_has_not_seen(translator: Path) -> None:
     assert scores.bleu > copied.bleu
 
 
-def test_sentences_are_translated_amid_training(translator: Path, tmp_path: Path, prepared: Path, nursery: Nursery) -> None:
-    """And are the same ones whoever translates them."""
+def test_sentences_are_translated_amid_training(translator: Path) -> None:
     first, last = (event.scores for event in history_of(translator) if isinstance(event, events.Evaluated))
     assert set(last) == {"bleu", "chrf"}
     assert last["chrf"] > first["chrf"] > 0
-    short = {**T5_PAIRS, "train__duration": "3 steps", "train__evaluate_every": "3 steps", "train__evaluate_translations": 5}
-    scores = []
-    for replicas in (1, 2):
-        run = tiny(write_pairs(tmp_path), prepared, **short, layout__replicas=replicas)
-        folder = train(run, tmp_path / str(replicas), nursery=nursery, quiet=True).folder
-        scores += [event.scores for event in history_of(folder) if isinstance(event, events.Evaluated)]
-    assert scores[0] == pytest.approx(scores[1], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layouts",
+    [
+        [{"replicas": 2, "tensor": 2}],
+        slow([{"replicas": 2}, {"pipeline": 2, "schedule": "interleaved"}, {"context": 2, "tensor": 2}, {"pipeline": 2, "shard": 2}]),
+        slow([{"shard": 2, "zero": zero} for zero in (1, 2, 3)]),
+    ],
+    ids=str,
+)
+def test_they_are_the_same_whatever_the_model_is_spread_over(
+    translator: Path, tmp_path: Path, nursery: Nursery, layouts: list[dict[str, Any]]
+) -> None:
+    """Two steps further, in fp64."""
+    settings = {key: value for key, value in LEARNING.items() if not key.startswith("model__")} | {
+        "finetune__from": str(translator),
+        "model": {},
+        "data__tokenizer": None,
+        "data__prepared": str(translator.parent / "prepared"),
+        "train__precision": "fp64",
+        "train__duration": "2 steps",
+        "train__evaluate_every": "1 steps",
+        "train__evaluate_translations": 9,
+    }
+    said = []
+    for layout in [{}, *layouts]:
+        run = tiny(translator.parent / "pairs.tsv", translator.parent / "prepared", **settings, layout=layout)
+        folder = train(run, tmp_path / str(len(said)), nursery=nursery, quiet=True).folder
+        said.append([event.scores for event in history_of(folder) if isinstance(event, events.Evaluated)])
+    assert all(scores["chrf"] > 20 for scores in said[0])
+    assert said[0][0] != said[0][1]
+    for scores in said[1:]:
+        assert scores == said[0]
 
 
 def loss_of(corpus: Path, prepared: Path, pack: bool) -> tuple[int, Sums]:
