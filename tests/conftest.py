@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from plait import events
 from plait.cluster.nursery import Nursery
@@ -15,6 +16,9 @@ from tests.runs import write_corpus
 from tests.store.park import park
 
 __all__ = ["corpus", "nursery", "park", "prepared"]
+
+settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # time says nothing where others compute
+settings.load_profile("crowded")
 
 
 @pytest.fixture(scope="session")
