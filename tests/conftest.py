@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tests.store.park import park
 
 __all__ = ["corpus", "nursery", "park", "prepared"]
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side: threads of tiny models would wait for one another, computing
 settings.register_profile("crowded", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # time says nothing where others compute
 settings.load_profile("crowded")
 

@@ -15,6 +15,7 @@ from plait.data.prepare import Progress
 from plait.data.splits import SPLITS
 from plait.data.tokens import Prepared
 from plait.errors import UserError
+from plait.tasks.using import command
 from plait.train.folder import read_run
 
 if TYPE_CHECKING:
@@ -108,11 +109,7 @@ def conclusion(result: Result) -> str:
     lines = [f"{result.folder}: {result.step} steps done"]
     if result.evaluated is not None:
         lines.append(f"validation loss {result.evaluated.loss:.4f} after step {result.evaluated.step}")
-    run = read_run(result.folder)
-    does = {"answer": 'answer {} --question "..." --passage "..."', "masked": "evaluate {}"}
-    usual = 'classify {} "..."' if run.data.objective.labelled else 'generate {} --prompt "..."'
-    usual = 'translate {} "..."' if run.data.translates else usual
-    lines.append(f"next: plait {does.get(run.data.objective.kind, usual).format(result.folder)}")
+    lines.append(f"next: {command(read_run(result.folder), result.folder) or f'plait evaluate {result.folder}'}")
     return "\n".join(lines)
 
 

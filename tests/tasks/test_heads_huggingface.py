@@ -86,7 +86,8 @@ def test_a_head_comes_and_goes_unchanged(kind: str, headed: Any, tmp_path: Path)
     torch.testing.assert_close(outputs_of(load(ours, "cpu"), kind), expected, atol=1e-4, rtol=0)
     exported = export_model(ours, tmp_path / "back")
     torch.testing.assert_close(outputs_of(theirs(kind, exported.folder), kind), expected, atol=1e-6, rtol=0)
-    import_model(exported.folder, tmp_path / "again")
+    again = import_model(exported.folder, tmp_path / "again")
+    assert again.next.startswith(f"next: plait {'answer' if kind == 'answer' else 'classify'} {tmp_path / 'again'} ")
     assert read_run(tmp_path / "again").data.objective == objective
 
 

@@ -76,7 +76,11 @@ def test_a_model_comes_and_goes_unchanged(name: str, saved: Callable[..., Path],
     trained, original = load(tmp_path / "ours", "cpu"), theirs(source)
     torch.testing.assert_close(logits_of(trained.module), logits_of(original), rtol=0, atol=1e-4)
     export_model(tmp_path / "ours", tmp_path / "back")
-    import_model(tmp_path / "back", tmp_path / "again")
+    again = import_model(tmp_path / "back", tmp_path / "again")
+    told = {"bert": ["write"], "t5": ["plait generate", "plait translate", "write"]}
+    uses = told.get(again.run.model.family, ["plait generate", "write"])
+    for part, use in zip(again.next.removeprefix("next: ").split(", or "), uses, strict=True):
+        assert part.startswith(use)
     assert read_run(tmp_path / "again").model == read_run(tmp_path / "ours").model
     back = theirs(tmp_path / "back")
     assert torch.equal(logits_of(back), logits_of(original))

@@ -18,6 +18,7 @@ from plait import spec
 from plait.data import tokenizer as tokenizers
 from plait.errors import CheckpointError
 from plait.model.huggingface import Weight
+from plait.tasks.using import command
 from plait.train import manifest, tensorfile
 from plait.train.folder import Folder
 from plait.train.huggingface import folder as theirs
@@ -31,19 +32,22 @@ PIECE_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Imported:
-    """What has become of a folder."""
+    """What has become of a folder. run: of no steps."""
 
     folder: Path
     kind: str
     parameters: int
     bytes: int
-    writes: bool
+    run: spec.Run
 
     @property
     def next(self) -> str:
-        """What one does with it."""
+        """What one does with it. An encoder-decoder of theirs may translate: nobody knows its past, but for what is put before a source."""
         go_on = f'write finetune.from = "{self.folder}" in a run file'
-        return f'next: plait generate {self.folder} --prompt "...", or {go_on}' if self.writes else f"next: {go_on}"
+        at_once = [command(self.run, self.folder)]
+        if self.run.model.family == "t5":
+            at_once.append(f'plait translate {self.folder} --prefix "..." "..."')
+        return f"next: {', or '.join([*filter(None, at_once), go_on])}"
 
 
 def import_model(source: str | Path, out: str | Path, *, context: int | None = None) -> Imported:
@@ -58,7 +62,7 @@ def import_model(source: str | Path, out: str | Path, *, context: int | None = N
         written = _write(folder.checkpoints, tensors, run)
         folder.keep(theirs.beside(source))
     parameters = sum(math.prod(weight.shape) for weight in tensors.weights.values())
-    return Imported(out, described.dialect.kind, parameters, written.bytes, run.model.family != "bert")
+    return Imported(out, described.dialect.kind, parameters, written.bytes, run)
 
 
 def _claim(folder: Folder, source: Path, described: Described) -> spec.Run:
