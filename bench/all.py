@@ -35,6 +35,7 @@ BENCHMARKS = (
     "sync",
     "elastic",
     "balance",
+    "dealing",
     "corruption",
     "first_step",
     "loader",

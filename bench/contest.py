@@ -102,10 +102,13 @@ class Stream:
 
 
 class PlaitTraining(Contender):
-    """`plait train`, the command, as a user runs it; ticks are the Step events of its journal."""
+    """`plait train`, the command, as a user runs it; ticks are the Step events of its journal. worker: another one, one of the tests'."""
 
-    def __init__(self, run_file: Path, out: Path, *overrides: str, name: str = "plait") -> None:
-        command = [sys.executable, "-c", "from plait.cli import main; main()", "train", str(run_file), *overrides, "--out", str(out)]
+    def __init__(self, run_file: Path, out: Path, *overrides: str, name: str = "plait", worker: str | None = None) -> None:
+        start = "from plait.cli import main; main()"
+        if worker is not None:
+            start = f"from plait.cluster import local; local.WORKER = {worker!r}; {start}"
+        command = [sys.executable, "-c", start, "train", str(run_file), *overrides, "--out", str(out)]
         super().__init__(name, [command], [], out.with_suffix(".log"))
         self._events = Stream(out / "events.jsonl")
         self._workers: list[int] = []

@@ -4,7 +4,8 @@
             first(step) + 0, 1, ..   keyed blocks       draw // n      keyed
 
 All of it is arithmetic on (fingerprint, seed, step, and what is left out): nothing is kept from one step to the next, so a run
-resumes anywhere at once, and who reads which positions does not matter.
+resumes anywhere at once, and who reads which positions does not matter. Where rows are of unlike lengths a step's samples stand at
+positions that spread them (dealing.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait import spec
-from plait.data import order
+from plait.data import dealing, order
 from plait.data.augment import Augmentation
 from plait.data.micro_batch import MicroBatch
 from plait.data.mixture import Mixture
@@ -53,7 +54,7 @@ class Batches:
         self._mixture = Mixture(split.weights, key)
         self._keys = [order.key_of(key, source) for source in range(len(split.sources))]
         self._stages = _stages(train, split.sequence)
-        self._drawn: tuple[int, np.ndarray, np.ndarray] | None = None
+        self._drawn: dict[int, _Drawn] = {}
         self._skipped = Skipped(skipped or ())
         self.steps = self.steps_of(train.duration)
 
@@ -81,7 +82,7 @@ class Batches:
     def leave_out(self, skipped: Ranges) -> None:
         """From now on these samples of the run's order, and no others."""
         if skipped != self._skipped.ranges:
-            self._skipped, self._drawn = Skipped(skipped), None
+            self._skipped, self._drawn = Skipped(skipped), {}
 
     def first(self, step: int) -> int:
         """Samples that the run has taken before this step."""
@@ -93,32 +94,43 @@ class Batches:
 
     def targets(self, step: int, ranges: Ranges | None = None) -> int:
         """Target tokens of the global batch, or of some positions of it; no token is read."""
-        sources, samples = self._samples(step)
-        per_position = self._reader.targets(sources, samples)
+        drawn = self._step(step)
+        per_position = self._reader.targets(drawn.sources, drawn.samples)
         asked = [[0, self.size(step)]] if ranges is None else ranges
         return sum(int(per_position[first:end].sum()) for first, end in asked)
+
+    def lengths(self, step: int) -> np.ndarray | None:
+        """Tokens of the row at each position of a step; None where all rows are alike."""
+        return self._step(step).lengths
 
     def read(self, step: int, first: int, end: int) -> MicroBatch:
         """Positions [first, end) of the step's global batch."""
         assert 0 <= first <= end <= self.size(step), (step, first, end)
-        sources, samples = self._samples(step)
-        return self._reader.read(sources[first:end], samples[first:end], self._positions(step)[first:end], step)
+        return self.take(step, np.arange(first, end))
+
+    def take(self, step: int, places: np.ndarray) -> MicroBatch:
+        """Some positions of the step's global batch, in this order."""
+        drawn = self._step(step)
+        return self._reader.read(drawn.sources[places], drawn.samples[places], drawn.numbers[places], step)
 
     def ahead(self, step: int, ranges: Ranges) -> None:
         """These positions of a step will be read soon: of token files that are far away, what they need is fetched meanwhile."""
         if self._reader.far:
-            positions = self._positions(step)
-            self._reader.ahead(*self._draw(np.concatenate([positions[first:end] for first, end in ranges] or [positions[:0]])))
+            drawn = self._step(step)
+            places = np.concatenate([np.arange(first, end) for first, end in ranges] or [np.arange(0)])
+            self._reader.ahead(drawn.sources[places], drawn.samples[places])
 
-    def _samples(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and sample at each position of a step; the last step asked for is remembered."""
-        if self._drawn is None or self._drawn[0] != step:
-            self._drawn = (step, *self._draw(self._positions(step)))
-        return self._drawn[1], self._drawn[2]
-
-    def _positions(self, step: int) -> np.ndarray:
-        """Samples of the run's order at each position of a step."""
-        return self._skipped.samples(self.first(step), self.first(step) + self.size(step))
+    def _step(self, step: int) -> _Drawn:
+        """What stands at the positions of a step; the last two steps asked for are remembered."""
+        if step not in self._drawn:
+            numbers = self._skipped.samples(self.first(step), self.first(step) + self.size(step))
+            drawn = _Drawn(numbers, *self._draw(numbers))
+            lengths = self._reader.lengths(drawn.sources, drawn.samples)
+            if lengths is not None:
+                along = dealing.spread(lengths)
+                drawn = _Drawn(numbers[along], drawn.sources[along], drawn.samples[along], lengths[along])
+            self._drawn = {**dict([*self._drawn.items()][-1:]), step: drawn}
+        return self._drawn[step]
 
     def _draw(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sources, draws = self._mixture.draw(positions)
@@ -172,6 +184,17 @@ def _reader(split: Split, seed: int = 0, augmentation: Augmentation | None = Non
     if split.told is not None:
         return SampleReader(split, split.told)
     return PairReader(split, split.masking) if isinstance(split.masking, Translation) else RowReader(split, seed, augmentation)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """At each position of a step: the sample's number in the run's order, its source, and its number there; tokens of its row, where rows
+    are of unlike lengths."""
+
+    numbers: np.ndarray
+    sources: np.ndarray
+    samples: np.ndarray
+    lengths: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ class MicroBatch:
     which dropout is keyed by. documents_BL: number of the document within the row, only with data.document_mask, or where tokens see those
     behind them and a row is padded: padding is a document of its own, -1. source: how many positions an encoder reads, and a decoder
     writes the rest; targets are then the decoder's, and documents those of the source alone, unless a row holds several pairs of both.
-    segments_BL: 1 where the second of two texts stands. values_B: the number that is told
-    of each sample, where one is.
+    segments_BL: 1 where the second of two texts stands. values_B: the number that is told of each sample, where one is. filled: behind so
+    many places all rows are padding, which nothing sees; all places when None.
     """
 
     tokens_BL: np.ndarray
@@ -30,6 +30,7 @@ class MicroBatch:
     source: int = 0
     segments_BL: np.ndarray | None = None
     values_B: np.ndarray | None = None
+    filled: int | None = None
 
     def beginning(self, length: int) -> MicroBatch:
         """Its first places alone."""

@@ -43,6 +43,10 @@ class Reader(ABC):
         """An epoch's, of all sources."""
         return sum(rows.length for rows in self._rows)
 
+    def lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray | None:
+        """Places that each row fills, the rest being padding; None where all rows are alike, or nearly."""
+        return None
+
     @property
     def filling(self) -> list[Filling]:
         """Of rows of pairs, how full they are, by source; empty of others."""

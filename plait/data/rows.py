@@ -51,13 +51,24 @@ class RowReader(Reader):
         if self._augmentation is not None:
             tokens_BL, documents_BL = self._augmented(sources_B, samples_B, numbers_B, tokens_BL, targets_BL, documents_BL)
         if self._masking is None:
-            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step)
+            filled_B = self.lengths(sources_B, samples_B)
+            filled = None if filled_B is None else int(filled_B.max(initial=0))
+            return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL, step, filled=filled)
         lengths_B, keys_B = self._lengths(sources_B, samples_B), chance.keys(self._seed, "masked", numbers_B)
         if isinstance(self._masking, Spans):
             tokens_BL, targets_BL, documents_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
             return MicroBatch(tokens_BL, targets_BL, numbers_B, documents_BL[:, : self._masking.source], step, self._masking.source)
         tokens_BL, targets_BL = self._masking.apply(tokens_BL, lengths_B, keys_B)
         return MicroBatch(tokens_BL, targets_BL, numbers_B, _padding_apart(documents_BL, lengths_B, self._sequence), step)
+
+    def lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray | None:
+        """Of conversations."""
+        lengths_B = np.empty_like(samples_B)
+        for source, stream in enumerate(self._streams):
+            if not isinstance(stream, Conversations):
+                return None
+            lengths_B[sources_B == source] = stream.lengths[samples_B[sources_B == source]]
+        return lengths_B
 
     def _lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
         """Next tokens to tell in each sample: fewer than it has places in the last one of a source, and of conversations."""
@@ -119,8 +130,8 @@ class Stream:
 
 
 class Conversations:
-    """One source's rows. length: how many. filled: places that hold tokens, the rest being padding. cut: conversations longer than a row.
-    Raises DataError: nothing to learn."""
+    """One source's rows. length: how many. lengths: places of each that hold tokens, the rest being padding. cut: conversations longer than
+    a row. Raises DataError: nothing to learn."""
 
     def __init__(self, file: TokenFile, sequence: int, packed: bool) -> None:
         assert file.learned is not None
@@ -132,7 +143,7 @@ class Conversations:
         targets = _counts(file.learned, firsts, ends)
         self._firsts, self._ends, self._targets = firsts[targets > 0], ends[targets > 0], targets[targets > 0]
         self.length = len(self._firsts)
-        self.filled = int((self._ends - self._firsts - 1).sum())
+        self.lengths = self._ends - self._firsts - 1
         if not self.length:
             raise DataError(
                 f"data.sequence = {sequence}: no conversation of {file.path} has an answer that begins within it; make it longer"

@@ -157,7 +157,15 @@ class SampleReader(Reader):
         for row, (_, targets, _) in enumerate(read):
             targets_BL[row, : len(targets)] = targets
         values_B = np.array([value for _, _, value in read]) if self._told.objective.kind == "regress" else None
-        return MicroBatch(inputs.tokens_BL, targets_BL, numbers_B, inputs.documents_BL, step, 0, inputs.segments_BL, values_B)
+        filled = max((len(row) for row, _, _ in read), default=0)
+        return MicroBatch(inputs.tokens_BL, targets_BL, numbers_B, inputs.documents_BL, step, 0, inputs.segments_BL, values_B, filled)
+
+    def lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
+        lengths_B = np.empty_like(samples_B)
+        for source, each in enumerate(self._sources):
+            mine = sources_B == source
+            lengths_B[mine] = each.lengths(samples_B[mine])
+        return lengths_B
 
 
 Read = tuple[np.ndarray, np.ndarray, float]
@@ -176,6 +184,11 @@ class _Source:
     def targets(self, samples: np.ndarray) -> np.ndarray:
         counted: np.ndarray = self.counts[samples]
         return counted
+
+    def lengths(self, samples: np.ndarray) -> np.ndarray:
+        """Of rows, in tokens: framed, and cut off."""
+        framed: np.ndarray = np.minimum(self._ends[samples] - self._file.starts[samples] + 1, self._frame.sequence)
+        return framed
 
     def ahead(self, samples: np.ndarray) -> None:
         for document in map(self._document, samples.tolist()):
@@ -232,6 +245,12 @@ class _Asked(_Source):
         ]
         self.length = len(self._windows)
         self.counts = np.full(self.length, 2, dtype=np.int64)
+
+    def lengths(self, samples: np.ndarray) -> np.ndarray:
+        windows = np.array([self._windows[sample] for sample in samples.tolist()], dtype=np.int64).reshape(-1, 3)
+        questions = np.minimum(self._questions[windows[:, 0]], self._frame.sequence // 2)
+        lengths: np.ndarray = questions + windows[:, 2] - windows[:, 1] + 3
+        return lengths
 
     def _document(self, sample: int) -> int:
         return self._windows[sample][0]

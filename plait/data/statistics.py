@@ -124,7 +124,9 @@ def _filling(prepared: Prepared) -> list[Packing]:
     for packed in (False, True):
         each = [Conversations(file, length, packed) for file in files]
         rows = sum(source.length for source in each)
-        found.append(Packing(packed, rows, sum(source.filled for source in each) / (rows * length), sum(source.cut for source in each)))
+        found.append(
+            Packing(packed, rows, sum(int(source.lengths.sum()) for source in each) / (rows * length), sum(source.cut for source in each))
+        )
     return found
 
 

@@ -18,13 +18,20 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Cut:
     """length: positions of a whole sample. positions_L, stream_S: global positions, int64. head_share: (which, of how many). parts: cuts
-    of its sides, each with positions of its own, where a sample is a source and a target one behind the other."""
+    of its sides, each with positions of its own, where a sample is a source and a target one behind the other. filled: positions from the
+    first on that are shared out, the rest being padding that nobody computes; all when 0."""
 
     length: int
     positions_L: Tensor
     stream_S: Tensor
     head_share: tuple[int, int] = (0, 1)
     parts: tuple[Cut, ...] = ()
+    filled: int = 0
+
+    @property
+    def shared(self) -> int:
+        """Positions of a sample that ranks share."""
+        return self.filled or self.length
 
     def rows(self, length: int) -> Tensor:
         """The global positions of a tensor of so many: the stream's, or attention's."""

@@ -38,6 +38,12 @@ def flops_per_token(model: spec.Model, vocabulary: int, sequence: int, *, built:
     return 6.0 * multiplied + 12.0 * _attentions(model) * model.heads * model.head_width * sequence
 
 
+def knee(model: spec.Model, outputs: int) -> float:
+    """Tokens of a row whose attention costs as much as all else."""
+    none, one = (flops_per_token(model, outputs, tokens) for tokens in (0, 1))
+    return none / (one - none)
+
+
 def flops_per_target(model: spec.Model, vocabulary: int, source: int, target: int, targets: float) -> float:
     """FLOPs of an encoder-decoder for each token that it tells, in rows of so many positions of both sides and so many targets."""
     inner, decoding = model.heads * model.head_width, model.all_layers - model.layers

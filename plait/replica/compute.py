@@ -14,19 +14,19 @@ from torch import Tensor
 
 from plait import spec
 from plait.data.batches import MicroBatch
+from plait.data.dealing import PADDED_TO
 from plait.model.cut import Cut, joined
 from plait.model.noise import Noise
 from plait.replica import context
 from plait.replica import device as devices
 from plait.replica.assemble import Assembly, kept_paths
+from plait.replica.mesh import Mesh
 from plait.replica.placed import placed
 from plait.replica.telling import Sums, telling
 
 if TYPE_CHECKING:
     from plait.replica.pipeline import Pipeline
 
-PADDED_TO = 8
-"""Samples with labels are padded to a multiple of so many places, for each rank that shares them."""
 MEASURED_AT_ONCE = 4  # micro-batches for each rank of a pipeline: enough to keep most of them busy, few enough for their buffers
 
 
@@ -42,7 +42,7 @@ class Compute:
         self._seed = run.train.seed
         self._precision = run.train.precision
         self._telling = telling(run, assembly, device)
-        self._labelled = run.data.objective.labelled
+        self.grain = _grain(run, assembly.mesh)
         self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
     def loss(self, micro_batch: MicroBatch, learning: bool = True) -> Tensor:
@@ -100,9 +100,7 @@ class Compute:
         """What the model is called with on this rank. learning: with dropout, which follows no padding that is left out."""
         whole = micro_batch.tokens_BL.shape[1]
         micro_batch = self._without_padding(micro_batch)
-        length = micro_batch.tokens_BL.shape[1]
-        cut = self._cut(length, micro_batch.source)
-        cut = cut if length == whole else self._beginning(whole, length)
+        cut = self._cut(whole, micro_batch)
         here = slice(None) if cut is None else cut.positions_L.cpu().numpy()
         counted_B = self._tensor(np.any(micro_batch.targets_BL >= 0, 1))
         noise = Noise(self._seed, micro_batch.step, self._tensor(micro_batch.samples_B), cut, counted_B) if learning else None
@@ -121,32 +119,24 @@ class Compute:
         return self._mesh.place["tensor"] == 0
 
     def _without_padding(self, micro_batch: MicroBatch) -> MicroBatch:
-        """Of samples with labels, the places that any of them fills; a pipeline's micro-batches are of equal length, and so are the parts
-        of samples that ranks share."""
-        documents_BL = micro_batch.documents_BL
-        if not self._labelled or documents_BL is None or self.pipeline is not None or self._mesh.size("context") > 1:
+        """The places that any of its rows fills."""
+        if self.grain is None or micro_batch.filled is None:
             return micro_batch
-        grain = PADDED_TO * self._mesh.size("tensor")
-        length = -(-int((documents_BL >= 0).sum(1).max()) // grain) * grain
-        return micro_batch if length >= documents_BL.shape[1] else micro_batch.beginning(length)
+        length = max(1, -(-micro_batch.filled // self.grain)) * self.grain
+        return micro_batch if length >= micro_batch.tokens_BL.shape[1] else micro_batch.beginning(length)
 
-    def _beginning(self, whole: int, length: int) -> Cut:
-        """The first places of samples of which the rest is padding."""
-        places = torch.arange(length, device=self.device)
-        ranks = self._mesh.size("tensor") if self._assembly.sequence_parallel else 1
-        return Cut(whole, places, places.chunk(ranks)[self._mesh.place["tensor"] if ranks > 1 else 0], self._mesh.of("tensor"))
-
-    def _cut(self, length: int, source: int) -> Cut | None:
-        """Of a row of one piece, or of a source and what stands behind it, each cut by itself."""
-        if self._mesh.size("context") == 1 and not self._assembly.sequence_parallel:
+    def _cut(self, whole: int, micro_batch: MicroBatch) -> Cut | None:
+        """Of a row of `whole` places or its beginning; of a source and what stands behind it, each by itself."""
+        length, source = micro_batch.tokens_BL.shape[1], micro_batch.source
+        if length == whole and self._mesh.size("context") == 1 and not self._assembly.sequence_parallel:
             return None
-        return joined((self._cut_of(source), self._cut_of(length - source))) if source else self._cut_of(length)
+        return joined((self._cut_of(source), self._cut_of(length - source))) if source else self._cut_of(length, whole)
 
-    def _cut_of(self, length: int) -> Cut:
+    def _cut_of(self, length: int, whole: int = 0) -> Cut:
         mesh = self._mesh
         positions_L = context.positions(length, *mesh.of("context"), self._context_by).to(self.device)
         stream_S = positions_L.chunk(mesh.size("tensor"))[mesh.place["tensor"]] if self._assembly.sequence_parallel else positions_L
-        return Cut(length, positions_L, stream_S, mesh.of("tensor"))
+        return Cut(whole or length, positions_L, stream_S, mesh.of("tensor"), filled=length)
 
     def _maybe(self, array: np.ndarray | None) -> Tensor | None:
         return None if array is None else self._tensor(array)
@@ -177,6 +167,18 @@ class Inputs:
     def keywords(self) -> dict[str, Any]:
         given = {"cut": self.cut, "source": self.source or None, "segments_BL": self.segments_BL}
         return {name: value for name, value in given.items() if value is not None}
+
+
+def _grain(run: spec.Run, mesh: Mesh) -> int | None:
+    """Of what lengths are made a multiple where padding is left out; None where rows are computed whole: stages of a pipeline send each
+    other one shape, blocks are compiled for one, a mixture counts the choices of padding too, and your own model may want all places."""
+    labelled = run.data.objective.labelled
+    if mesh.size("pipeline") > 1 or run.model.family not in _TRIMMED or (mesh.size("context") > 1 if labelled else run.train.compile):
+        return None
+    return PADDED_TO * mesh.size("context") * mesh.size("tensor")
+
+
+_TRIMMED = ("gpt2", "llama", "bert")
 
 
 def _pipeline(run: spec.Run, assembly: Assembly, device: torch.device) -> Pipeline:

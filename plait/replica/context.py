@@ -201,13 +201,13 @@ class _Places:
         self._compared: set[int] = set()
 
     def __call__(self, cut: Cut) -> list[Tensor]:
-        places = self.of(cut.length, cut.positions_L.device)
-        if cut.length not in self._compared and not torch.equal(cut.positions_L, places[self._place]):
+        places = self.of(cut.shared, cut.positions_L.device)
+        if cut.shared not in self._compared and not torch.equal(cut.positions_L, places[self._place]):
             raise ValueError(
                 f"the cut's positions are not those of rank {self._place} of {self._ranks}; "
-                f'cut samples by plait.replica.context.positions({cut.length}, {self._place}, {self._ranks}, "{self._by}")'
+                f'cut samples by plait.replica.context.positions({cut.shared}, {self._place}, {self._ranks}, "{self._by}")'
             )
-        self._compared.add(cut.length)
+        self._compared.add(cut.shared)
         return places
 
     def of(self, length: int, device: torch.device) -> list[Tensor]:

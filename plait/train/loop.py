@@ -6,11 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
+import numpy as np
 import torch
 
+from plait.data import dealing
 from plait.data.batches import Batches, MicroBatch, in_lane
+from plait.data.dealing import Cost
 from plait.events import Ranges
 from plait.ledger.messages import Did, Part, Request, Verdict, Vote, Work
 from plait.ledger.progress import progress
@@ -79,13 +81,15 @@ class Loader:
     """Cuts a lease into micro-batches of at most `micro_batch` sequences and reads this rank's lane of them.
 
     lane: (this one, how many): lanes share each micro-batch by whole sequences, and all take as many forward passes: where a lane has
-    no sequence, one without targets stands in.
+    no sequence, one without targets stands in. cost: of rows that are computed without their padding; where they are of unlike lengths a
+    micro-batch holds as many of them as have the places of `micro_batch` whole ones, so that each costs about the same.
     """
 
-    def __init__(self, batches: Batches, micro_batch: int, lane: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, batches: Batches, micro_batch: int, lane: tuple[int, int] = (0, 1), cost: Cost | None = None) -> None:
         self._batches = batches
         self._micro_batch = micro_batch
         self._lane = lane
+        self._cost = cost
 
     def leave_out(self, skipped: Ranges) -> None:
         """Samples of the run's order that its steps do not take."""
@@ -96,16 +100,25 @@ class Loader:
         return self._batches.targets(part.step, part.whole)
 
     def count(self, part: Part) -> int:
-        return sum(1 for _ in self._cut(part))
+        return len(self._cut(part))
 
     def read(self, part: Part) -> Iterator[MicroBatch]:
         self._batches.ahead(part.step + 1, part.ranges)
-        return (in_lane(partial(self._batches.read, part.step), first, end, self._lane) for first, end in self._cut(part))
+        return (self._in_lane(part.step, places) for places in self._cut(part))
 
-    def _cut(self, part: Part) -> Iterator[tuple[int, int]]:
-        for first, end in part.ranges:
-            for start in range(first, end, self._micro_batch):
-                yield start, min(start + self._micro_batch, end)
+    def _in_lane(self, step: int, places: np.ndarray) -> MicroBatch:
+        return in_lane(lambda low, high: self._batches.take(step, places[low:high]), 0, len(places), self._lane)
+
+    def _cut(self, part: Part) -> list[np.ndarray]:
+        """The positions of each micro-batch."""
+        lengths = None if self._cost is None else self._batches.lengths(part.step)
+        if self._cost is None or lengths is None:
+            size = self._micro_batch
+            return [np.arange(at, min(at + size, end)) for first, end in part.ranges for at in range(first, end, size)]
+        places = np.concatenate([np.arange(0), *(np.arange(first, end) for first, end in part.ranges)])
+        cut = dealing.micro_batches(lengths[places], self._micro_batch, self._cost)
+        lanes = self._lane[1]
+        return [places[np.concatenate([rows[lane::lanes] for lane in range(lanes)])] for rows in cut]
 
 
 class Clock:

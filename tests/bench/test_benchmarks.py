@@ -48,6 +48,7 @@ def test_preparing_is_measured_against_the_tokenizer_alone(tmp_path: Path) -> No
         "sync",
         "elastic",
         "balance",
+        "dealing",
         "first_step",
         "loader",
         "cleaning",

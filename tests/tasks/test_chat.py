@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from plait import events
+from plait.cluster import local
 from plait.cluster.nursery import Nursery
 from plait.errors import UserError
 from plait.tasks.answer import answer, compare, reply
@@ -55,6 +57,51 @@ def test_answers_draw_the_curve_of_one_process(curve: Curve, layout: dict[str, i
     loss, grad_norm = differences(alone, spread)
     assert loss <= LOSS
     assert grad_norm <= GRAD_NORM
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations a tenth as long as a row, and as long as one, a row each."""
+    chance = random.Random(2)
+    path = tmp_path_factory.mktemp("uneven") / "uneven.jsonl"
+    texts = [" ".join(chance.choices(WORDS, k=chance.choice((1, 1, 2, 2, 3, 12, 30)))) for _ in range(90)]
+    path.write_text("\n".join(json.dumps({"prompt": "say", "answer": text}) for text in texts))
+    return path
+
+
+UNEVEN: dict[str, Any] = {"data__chat": {}, "data__sequence": 96, "train__batch": 12, "train__micro_batch": 3}
+DEALT = [
+    {"layout__replicas": 3, "balance__capacity": [5.0, 0.0, 7.0]},
+    slow({"layout__replicas": 2, "balance__capacity": [1.0, 3.0], "train__duration": "40 steps"}),
+    slow({"layout__replicas": 2, "layout__shard": 2}),
+    slow({"layout__tensor": 2}),
+    slow({"layout__pipeline": 2}),
+    slow({"layout__context": 2}),
+    slow({"layout__context": 2, "layout__context_by": "ulysses", "data__document_mask": True}),
+    slow({"layout__context": 2, "layout__tensor": 2}),
+    slow({"layout__replicas": 2, "sync": {"strategy": "server", "push_every": 1}}),
+]
+
+
+@pytest.mark.parametrize("changes", DEALT, ids=str)
+def test_rows_of_unlike_lengths_draw_the_curve_of_rows_that_are_padded(
+    curve: Curve, uneven: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are dealt by cost and computed without their padding, wherever that can be."""
+    settings = {**UNEVEN, "data__corpus": [str(uneven)], **{name: changes[name] for name in changes if name.startswith(("data", "train"))}}
+    dealt = curve("dealt", **settings | changes)
+    monkeypatch.setattr(local, "WORKER", "tests.padding:kept")
+    loss, grad_norm = differences(curve("padded", **settings), dealt)
+    assert loss <= LOSS
+    assert grad_norm <= GRAD_NORM
+
+
+@pytest.mark.slow
+def test_dropout_that_follows_the_padding_is_seen(curve: Curve, uneven: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {**UNEVEN, "data__corpus": [str(uneven)]}
+    dealt = curve("dealt", **settings)
+    monkeypatch.setattr(local, "WORKER", "tests.padding:forgotten")
+    assert differences(dealt, curve("forgotten", **settings))[1] > 1e-4
 
 
 def test_a_step_counts_the_tokens_of_answers(curve: Curve, tmp_path: Path, prepared: Path) -> None:
