@@ -21,6 +21,15 @@ def prepare(run_file: RunFile, overrides: Overrides = None) -> None:
     print(prepared_lines(pretrain.prepare(spec.load(run_file, overrides or ()), PreparingBar())))
 
 
+@data.command("verify")
+def verify(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Read all that was prepared, in its home and in its backup, and write anew what one of them has lost or not as it was written."""
+    from plait.tasks import corpus
+
+    for line in corpus.verified(run_file, overrides or ()):
+        print(line)
+
+
 @data.command("stats")
 def data_stats(
     what: PreparedData,

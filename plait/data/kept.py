@@ -7,23 +7,27 @@
 
 What is here is found by the request, as in a folder. Small files are fetched whole when the data is opened; token files are read through
 the cache (plait.store.cache), from the store or, where that fails, from the backup. A folder of prepared data that is lost or damaged is
-restored from the backup; what a store has lost is written back to it when data is next opened.
+restored from the backup; what a store has lost, or not as it was written, is written to it again from there as soon as somebody finds out.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from plait import spec
-from plait.data.manifest import MANIFEST, check_size, read_manifest
+from plait.data.manifest import MANIFEST, check_content, check_size, read_manifest
 from plait.errors import DataError, NotStored, StorageError, StorageFailed
-from plait.store import at, blocks, durable, is_url
+from plait.store import Store, at, blocks, durable, is_url
 from plait.store.cache import Cache, CachedFile
 from plait.store.patience import Homes, to_stderr
 
@@ -45,13 +49,16 @@ def find(data: spec.Data, request: str) -> Path | None:
     """
     if not is_url(data.prepared):
         return _restored(data, request)
-    homes = _homes(data, request)
+    damaged: set[str] = set()
+    homes = _homes(data, request, damaged.add)
     try:
-        files = homes.ask(blocks.read_files)
+        files = homes.ask(blocks.read_files, blocks.FILES)
     except NotStored:
         return None
-    _write_back(data, request)
-    return _fetched(data, request, homes, files)
+    folder = _fetched(data, request, homes, files)
+    if damaged:
+        _mend(data, request, None if blocks.FILES in damaged else damaged)
+    return folder
 
 
 def keep(data: spec.Data, folder: Path) -> None:
@@ -88,31 +95,88 @@ def cached(data: spec.Data, folder: Path, name: str) -> CachedFile:
     cache = Cache(_cache_folder(data), int(settings.gib * 2**30))
     tier = at(settings.tier) if settings.tier else None
     request = folder.name.partition("-")[0]
-    return CachedFile(cache, folder / name, files[name].bytes, index, _homes(data, request), tier, lambda what: waiting(what))
+    homes = _homes(data, request, partial(_mend_meanwhile, data, request, folder))
+    return CachedFile(cache, folder / name, files[name].bytes, index, homes, tier, lambda what: waiting(what))
 
 
 def _cache_folder(data: spec.Data) -> Path:
     return Path((data.cache or spec.Cache()).folder).expanduser()
 
 
-def _homes(data: spec.Data, request: str) -> Homes:
-    urls = [data.prepared, *([data.backup] if data.backup else [])]
-    return Homes([at(f"{url.rstrip('/')}/{request}") for url in urls])
+def verified(data: spec.Data, request: str) -> Iterator[str]:
+    """Read all that is kept for a request, in its home and in its backup, and mend each from the other; what is said of it. Raises
+    DataError, StorageError: damaged, and no sound copy is there; StorageFailed."""
+    if not is_url(data.prepared):
+        yield _verified_folder(data, request)
+    stores = _stores(data, request)[0 if is_url(data.prepared) else 1 :]
+    for home, other in itertools.permutations(stores, 2):
+        if blocks.holds(other):
+            yield from blocks.mend(other, home)
+    for home in stores:
+        if len(stores) == 1:
+            yield from blocks.mend(home, home)
+        yield f"{home.url()}: is as it was written"
+        home.close()
 
 
-def _write_back(data: spec.Data, request: str) -> None:
-    """What the backup has and the first home lost. Where that home cannot be written to now, the backup is read, and this is tried at
-    the next start."""
-    if data.backup is None:
-        return
-    home, backup = (at(f"{url.rstrip('/')}/{request}") for url in (data.prepared, data.backup))
+def _verified_folder(data: spec.Data, request: str) -> str:
+    folder = Path(data.prepared) / request
     try:
-        if not blocks.holds(home):
+        check_content(folder, read_manifest(folder))
+    except DataError as error:
+        if data.backup is None:
+            raise
+        to_stderr(str(error))
+        _restore(data, request, folder)
+        check_content(folder, read_manifest(folder))
+        return f"{folder}: was restored from the backup"
+    return f"{folder}: is as it was written"
+
+
+def _stores(data: spec.Data, request: str) -> list[Store]:
+    """The home, and the backup where there is one."""
+    return [at(f"{url.rstrip('/')}/{request}") for url in (data.prepared, data.backup) if url is not None]
+
+
+def _homes(data: spec.Data, request: str, damaged: Callable[[str], None]) -> Homes:
+    return Homes(_stores(data, request), damaged=damaged)
+
+
+_mending: set[tuple[str, str, str]] = set()
+"""Files that this process mends, or could not."""
+
+
+def _mend_meanwhile(data: spec.Data, request: str, folder: Path, name: str) -> None:
+    """In a thread; one process of a host does it, while all read the backup."""
+    this = (data.prepared, request, name)
+    if this in _mending:
+        return
+    _mending.add(this)
+
+    def mend() -> None:
+        with contextlib.suppress(BlockingIOError), durable.locked(folder / f"{name}.mending", wait=False):
+            if _mend(data, request, {name}):
+                _mending.discard(this)
+
+    threading.Thread(target=mend, name="plait-mend", daemon=True).start()
+
+
+def _mend(data: spec.Data, request: str, names: Set[str] | None) -> bool:
+    """Write what the first home lost, or has not as it was written, from the backup; whether it has it now. Where it cannot be written to
+    the backup goes on being read, and this is tried at the next start."""
+    home, backup = _stores(data, request)
+    try:
+        if blocks.holds(home):
+            for line in blocks.mend(backup, home, names):
+                to_stderr(line)
+        else:
             to_stderr(f"{home.url()}: is missing; writing it back from the backup, {backup.url()}")
             blocks.mirror(backup, home)
             to_stderr(f"{home.url()}: is there again")
+        return True
     except (StorageError, StorageFailed) as error:
         to_stderr(f"{error}; {home.url()} is left as it is until the next start")
+        return False
     finally:
         home.close()
         backup.close()
@@ -128,11 +192,12 @@ def _fetched(data: spec.Data, request: str, homes: Homes, files: dict[str, block
     with durable.locked(folder / "fetching"):
         for name, file in sorted(files.items(), key=lambda item: item[0] == MANIFEST):
             if by_block(data, folder, name):
-                _write(folder / blocks.index_name(name), homes.ask(lambda home, n=name, f=file: blocks.read_index(home, n, f).content))  # type: ignore[misc]
+                index = homes.ask(lambda home, n=name, f=file: blocks.read_index(home, n, f), name)  # type: ignore[misc]
+                _write(folder / blocks.index_name(name), index.content)
             else:
                 if name == MANIFEST:
                     _write(folder / blocks.FILES, told)
-                homes.ask(lambda home, n=name, f=file: blocks.download(home, n, f, folder / n))  # type: ignore[misc]
+                homes.ask(lambda home, n=name, f=file: blocks.download(home, n, f, folder / n), name)  # type: ignore[misc]
     return folder
 
 
@@ -141,8 +206,11 @@ def _restored(data: spec.Data, request: str) -> Path | None:
     folder = Path(data.prepared) / request
     if data.backup is None:
         return folder if folder.exists() else None
-    if _whole(folder):
-        return folder
+    return folder if _whole(folder) else _restore(data, request, folder)
+
+
+def _restore(data: spec.Data, request: str, folder: Path) -> Path | None:
+    assert data.backup is not None
     backup = Homes([at(f"{data.backup.rstrip('/')}/{request}")])
     try:
         files = backup.ask(blocks.read_files)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +94,17 @@ def check_size(folder: Path, name: str, file: StoredFile) -> None:
     size = path.stat().st_size if path.is_file() else None
     if size != file.bytes:
         raise corrupt(folder, name, "it is missing" if size is None else f"it has {size} bytes, the manifest says {file.bytes}")
+
+
+def check_content(folder: Path, manifest: Manifest, left_out: Callable[[str], bool] = lambda name: False) -> None:
+    """Read every file whole, but those left out. Raises DataError naming the one whose checksum is not the manifest's."""
+    for name, file in (manifest.files | manifest.about).items():
+        if left_out(name):
+            continue
+        check_size(folder, name, file)
+        with (folder / name).open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                raise corrupt(folder, name, "its checksum is not the manifest's")
 
 
 def corrupt(folder: Path, name: str, why: str) -> DataError:

@@ -5,7 +5,6 @@ Tokens are memory-mapped: opening costs nothing, whatever the size. Torch is not
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from plait.data import chat, kept, records, samples, tokenizer
 from plait.data.augment import Augmentation
 from plait.data.manifest import (
     Manifest,
+    check_content,
     check_size,
-    corrupt,
     counts_name,
     learned_name,
     numbers_name,
@@ -141,14 +140,9 @@ class Prepared:
         return cls(folder, manifest, data)
 
     def verify(self) -> None:
-        """Read every file whole. Raises DataError naming the one whose checksum is not the manifest's."""
-        for name, file in (self._manifest.files | self._manifest.about).items():
-            if kept.by_block(self._data, self.folder, name):
-                continue  # each block is checked as it is fetched
-            check_size(self.folder, name, file)
-            with (self.folder / name).open("rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    raise corrupt(self.folder, name, "its checksum is not the manifest's")
+        """Read every file whole, but those of which each block is checked as it is fetched. Raises DataError naming the one whose checksum
+        is not the manifest's."""
+        check_content(self.folder, self._manifest, lambda name: kept.by_block(self._data, self.folder, name))
 
     @property
     def data(self) -> spec.Data | None:

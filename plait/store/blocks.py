@@ -12,11 +12,12 @@ block is the block. The frames of a file follow each other, so that many blocks 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,9 +25,9 @@ from typing import BinaryIO
 import numpy as np
 import zstandard
 
-from plait.errors import StorageError
+from plait.errors import NotStored, StorageError, StorageFailed
 from plait.store import durable, trouble
-from plait.store.patience import Damaged, insistently
+from plait.store.patience import CutShort, Damaged, insistently
 from plait.store.protocol import Store
 
 BLOCK = 256 << 10
@@ -68,6 +69,11 @@ class Index:
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return int(self._ends[-1]) if len(self) else 0
+
     def span(self, block: int) -> tuple[int, int]:
         """The bytes [first, end) of a frame."""
         return (int(self._ends[block - 1]) if block else 0), int(self._ends[block])
@@ -90,10 +96,13 @@ def checksum(frame: Frame) -> bytes:
 
 
 def fetch(store: Store, name: str, index: Index, first: int, end: int) -> list[Frame]:
-    """The frames [first, end) in one read, as parts of what came. Raises StorageFailed, Damaged."""
+    """The frames [first, end) in one read, as parts of what came. Raises NotStored, CutShort, Damaged, StorageFailed."""
     low, high = index.span(first)[0], index.span(end - 1)[1]
     url = store.url(blocks_name(name))
-    content = memoryview(trouble.whole(url, store.read(blocks_name(name), low, high), low, high))
+    read = store.read(blocks_name(name), low, high)
+    if len(read) < high - low:
+        _check_length(store, name, index)
+    content = memoryview(trouble.whole(url, read, low, high))
     frames: list[Frame] = [content[index.span(block)[0] - low : index.span(block)[1] - low] for block in range(first, end)]
     for block, frame in enumerate(frames, first):
         _check(index, block, frame, url)
@@ -111,19 +120,41 @@ def keep(store: Store, folder: Path, names: list[str], compress: bool = True) ->
 
 def mirror(source: Store, target: Store) -> None:
     """Copy what a store keeps to another, checking it on the way."""
-    files = read_files(source)
-    for name, file in files.items():
-        index = read_index(source, name, file)
-        with tempfile.TemporaryDirectory() as folder:
-            packed = Path(folder) / "blocks"
-            insistently(lambda: source.download(blocks_name(name), packed))  # noqa: B023
-            with packed.open("rb") as frames:
-                for block in range(len(index)):
-                    first, end = index.span(block)
-                    _check(index, block, frames.read(end - first), source.url(blocks_name(name)))
-            insistently(lambda: target.upload(packed, blocks_name(name)))  # noqa: B023
-        insistently(lambda: target.write(index_name(name), source.read(index_name(name))))  # noqa: B023
+    for name, file in read_files(source).items():
+        _copy(source, target, name, file)
     insistently(lambda: target.write(FILES, source.read(FILES)))
+
+
+def mend(source: Store, target: Store, names: Set[str] | None = None) -> Iterator[str]:
+    """Have a store keep what another does: what it has not, or not as it was written, is written again, checked on the way; what is said of
+    each such file. names: of the files that are looked at, all when None.
+
+    Raises StorageError, one that says so where the target keeps something else; StorageFailed, Damaged.
+    """
+    files = read_files(source)
+    _check_same(target, files)
+    for name in files if names is None else names & files.keys():
+        if sound(target, name, files[name]):
+            continue
+        if source is target or not sound(source, name, files[name]):
+            raise StorageError(f"{target.url(name)}: is not what was written, and there is no sound copy of it")
+        yield f"{target.url(name)}: is not what was written; writing it again from {source.url(name)}"
+        _copy(source, target, name, files[name])
+        yield f"{target.url(name)}: is whole again"
+    if target.find(FILES) != source.read(FILES):
+        insistently(lambda: target.write(FILES, source.read(FILES)))
+
+
+def sound(store: Store, name: str, file: Kept) -> bool:
+    """Whether a store has a file as it was written, all of it being read. Raises StorageError where it may not be read, StorageFailed where
+    nobody answers."""
+    try:
+        index = read_index(store, name, file)
+        for first in range(0, len(index), _MANY):
+            _fetched_again(store, name, index, first, min(first + _MANY, len(index)))
+        return store.stat(blocks_name(name)) is not None
+    except (NotStored, CutShort, Damaged):
+        return False
 
 
 def download(store: Store, name: str, file: Kept, path: Path) -> None:
@@ -173,6 +204,41 @@ def blocks_name(name: str) -> str:
 
 def index_name(name: str) -> str:
     return f"{name}.index"
+
+
+def _check_same(store: Store, files: dict[str, Kept]) -> None:
+    """Raises StorageError: it keeps other files than these, sound or not."""
+    with contextlib.suppress(NotStored, Damaged):
+        if read_files(store) != files:
+            raise StorageError(f"{store.url(FILES)}: names other files than the backup's, which cannot stand for them")
+
+
+def _fetched_again(store: Store, name: str, index: Index, first: int, end: int) -> None:
+    """Twice, where need be: a wire may damage too. Raises as `fetch`."""
+    try:
+        fetch(store, name, index, first, end)
+    except StorageFailed:
+        fetch(store, name, index, first, end)
+
+
+def _copy(source: Store, target: Store, name: str, file: Kept) -> None:
+    index = read_index(source, name, file)
+    with tempfile.TemporaryDirectory() as folder:
+        packed = Path(folder) / "blocks"
+        insistently(lambda: source.download(blocks_name(name), packed))
+        with packed.open("rb") as frames:
+            for block in range(len(index)):
+                first, end = index.span(block)
+                _check(index, block, frames.read(end - first), source.url(blocks_name(name)))
+        insistently(lambda: target.upload(packed, blocks_name(name)))
+    insistently(lambda: target.write(index_name(name), index.content))
+
+
+def _check_length(store: Store, name: str, index: Index) -> None:
+    """Whether a read was cut short, or what is there was."""
+    entry = store.stat(blocks_name(name))
+    if entry is not None and entry.bytes != index.size:
+        raise CutShort(f"{store.url(blocks_name(name))}: has {entry.bytes:,} bytes, not {index.size:,}: it was cut short")
 
 
 def _check(index: Index, block: int, frame: Frame, url: str) -> None:

@@ -299,7 +299,7 @@ class CachedFile:
         frames: dict[int, Frame] = {**self._from_tier(wanted)}
         name = self._path.name
         for run in _runs([block for block in wanted if block not in frames]):
-            found = self._homes.ask(lambda home, run=run: blocks.fetch(home, name, self._index, run.start, run.stop))  # type: ignore[misc]
+            found = self._homes.ask(lambda home, run=run: blocks.fetch(home, name, self._index, run.start, run.stop), name)  # type: ignore[misc]
             fetched = dict(zip(run, found, strict=True))
             self._to_tier(fetched)
             frames |= fetched

@@ -43,8 +43,9 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system frees the lock of one that dies."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """One process at a time; the system frees the lock of one that dies. Raises BlockingIOError: another has it, and this one does not
+    wait."""
     with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from plait.errors import StorageError, StorageFailed
+from plait.errors import NotStored, StorageError, StorageFailed
 from plait.store.protocol import Store
 
 TRIES = 3
@@ -34,24 +34,44 @@ class Damaged(StorageFailed):
     """What was read is not what was written; a few times in a row it is so at rest."""
 
 
-class Homes:
-    """Places that hold the same, the first one first; read with patience. `tell` hears what goes wrong, once each time."""
+class CutShort(StorageFailed):
+    """What is there ends before what was written did: it may be on its way."""
 
-    def __init__(self, homes: Sequence[Store], tell: Tell = to_stderr, sleep: Callable[[float], None] = time.sleep) -> None:
+
+class DamagedAtRest(StorageError):
+    """What is there is not what was written, each time it is read."""
+
+
+class Homes:
+    """Places that hold the same, the first one first; read with patience. `tell` hears what goes wrong, once each time; `damaged` of what
+    one home has lost, or not as it was written, and another has, by its name, each time."""
+
+    def __init__(
+        self,
+        homes: Sequence[Store],
+        tell: Tell = to_stderr,
+        sleep: Callable[[float], None] = time.sleep,
+        damaged: Callable[[str], None] = lambda name: None,
+    ) -> None:
         assert homes
         self._homes = homes
         self.tell = tell
         self._sleep = sleep
+        self._damaged = damaged
         self._troubled: set[Store] = set()
 
-    def ask(self, question: Callable[[Store], Got]) -> Got:
-        """What the first home answers that can. Raises StorageError where none can and waiting would not help."""
+    def ask(self, question: Callable[[Store], Got], of: str = "") -> Got:
+        """What the first home answers that can. of: the name that is asked for. Raises StorageError where none can and waiting would not
+        help."""
         pause = 1.0
         while True:
-            errors = []
+            errors: list[StorageError | StorageFailed] = []
             for home in self._homes:
                 try:
-                    return self._answered(home, question)
+                    answer = self._answered(home, question)
+                    if any(isinstance(error, CutShort | DamagedAtRest | NotStored) for error in errors):
+                        self._damaged(of)
+                    return answer
                 except (StorageError, StorageFailed) as error:
                     errors.append(error)
                     self._troubles(home, error)
@@ -77,14 +97,14 @@ class Homes:
 
 
 def insistently(do: Callable[[], Got], sleep: Callable[[float], None] = time.sleep) -> Got:
-    """Do it, up to TRIES times while it fails. Raises StorageError at once; what is damaged each time becomes one."""
+    """Do it, up to TRIES times while it fails. Raises StorageError at once; what is damaged each time becomes DamagedAtRest."""
     pause = FIRST_PAUSE
     for left in reversed(range(TRIES)):
         try:
             return do()
         except StorageFailed as error:
             if not left:
-                raise (StorageError(str(error)) if isinstance(error, Damaged) else error) from None
+                raise (DamagedAtRest(str(error)) if isinstance(error, Damaged) else error) from None
         sleep(pause)
         pause *= 2
     raise AssertionError

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from plait import spec
+from plait.data import kept
 from plait.data.prepare import find
 from plait.data.statistics import QUANTILES, Lengths, Statistics
 from plait.data.tokens import Prepared
@@ -20,6 +21,16 @@ def opened(what: Path, overrides: Iterable[str] = ()) -> Prepared:
     if prepared is None:
         raise DataError(f"{what}: its corpus is not prepared, or has changed since; run plait data prepare {what}")
     return prepared
+
+
+def verified(run_file: Path, overrides: Iterable[str] = ()) -> Iterator[str]:
+    """What is said while all that was prepared for a run file is read, in its home and in its backup, and each is mended from the other.
+    Raises DataError, StorageError: damaged, and no sound copy is there."""
+    data = spec.load(run_file, overrides).data
+    prepared = find(data)
+    if prepared is None:
+        raise DataError(f"{run_file}: its corpus is not prepared, or has changed since; run plait data prepare {run_file}")
+    yield from kept.verified(data, prepared.manifest.request)
 
 
 def print_statistics(told: Statistics) -> None:

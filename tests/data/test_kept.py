@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 
 from plait import spec
-from plait.data import prepare
+from plait.data import kept, prepare
 from plait.data.batches import Batches
 from plait.data.tokens import FarTokenFile, Prepared
-from plait.errors import RunFileError
+from plait.errors import DataError, RunFileError, StorageError
 from plait.store.blocks import BLOCK
 from tests.runs import write_corpus
 
@@ -102,6 +103,63 @@ def test_the_backup_is_read_where_the_home_is_gone_which_is_then_written_again(
     shutil.rmtree(tmp_path / "cache")
     same_batches(near, prepare.prepare(far.model_copy(update={"backup": None}), listener=lambda progress: stages.append(progress.stage)))
     assert "tokenising" not in stages
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize("harm", [flip, cut_short, Path.unlink], ids=["flipped", "cut short", "gone"])
+@pytest.mark.parametrize("name", ["train-0.npy.blocks", "tokenizer.json.blocks", "train-0.npy.index", "files.json"])
+def test_what_the_home_has_damaged_is_read_from_the_backup_and_written_again(
+    near: Prepared, far: spec.Data, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, harm: Callable[[Path], None]
+) -> None:
+    far = far.model_copy(update={"backup": str(tmp_path / "backup")})
+    request = prepare.prepare(far).manifest.request
+    stored = tmp_path / "home" / request / name
+    wanted = stored.read_bytes()
+    harm(stored)
+    shutil.rmtree(tmp_path / "cache")
+    same_batches(near, prepare.prepare(far))
+    for thread in [each for each in threading.enumerate() if each.name == "plait-mend"]:
+        thread.join(60)
+    assert stored.read_bytes() == wanted
+    assert "reading the backup" in capsys.readouterr().err
+
+
+def test_all_that_is_kept_is_verified_and_each_home_mended_from_the_other(far: spec.Data, tmp_path: Path) -> None:
+    far = far.model_copy(update={"backup": str(tmp_path / "backup")})
+    request = prepare.prepare(far).manifest.request
+    homes = [tmp_path / "home" / request, tmp_path / "backup" / request]
+    flip(homes[0] / "train-0.npy.blocks")
+    cut_short(homes[1] / "validation-0.npy.blocks")
+    said = list(kept.verified(far, request))
+    assert sum("is whole again" in line for line in said) == 2
+    assert sum("is as it was written" in line for line in said) == 2
+    for path in homes[0].iterdir():
+        assert path.read_bytes() == (homes[1] / path.name).read_bytes()
+    for home in homes:
+        flip(home / "train-0.npy.blocks")
+    with pytest.raises(StorageError, match=r"train-0.npy: is not what was written, and there is no sound copy of it"):
+        list(kept.verified(far, request))
+
+
+def test_a_folder_whose_bytes_differ_is_restored_when_it_is_verified(corpus: Path, tmp_path: Path) -> None:
+    data = settings(corpus, tmp_path / "folder", backup=str(tmp_path / "backup"))
+    prepared = prepare.prepare(data)
+    flip(prepared.folder / "train-0.npy")
+    said = list(kept.verified(data, prepared.manifest.request))
+    assert said[0] == f"{prepared.folder}: was restored from the backup"
+    Prepared.open(prepared.folder, data).verify()
+    flip(prepared.folder / "train-0.npy")
+    with pytest.raises(DataError, match="its checksum is not the manifest's"):
+        list(kept.verified(data.model_copy(update={"backup": None}), prepared.manifest.request))
 
 
 def test_a_home_that_may_not_be_written_to_is_left_alone(

@@ -80,9 +80,14 @@ def expect_refusal(plait: Plait, words: list[str], example: Shown) -> None:
 
 def smaller(words: list[str]) -> list[str]:
     """What makes a command quick. Trainings are made small by the fixture `smoke`, behind the reading of their own settings."""
-    if words[:2] in (["data", "prepare"], ["data", "stats"], ["data", "explain"], ["verify", "layouts"], ["verify", "faults"]) or (
-        words[0] == "compare" and "--runs" not in words
-    ):
+    if words[:2] in (
+        ["data", "prepare"],
+        ["data", "verify"],
+        ["data", "stats"],
+        ["data", "explain"],
+        ["verify", "layouts"],
+        ["verify", "faults"],
+    ) or (words[0] == "compare" and "--runs" not in words):
         spec.load(next(word for word in words if word.endswith(".toml")), [word for word in words[3:] if "." in word and "=" in word])
         return SMOKE
     if words[:2] == ["verify", "soak"]:
