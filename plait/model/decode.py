@@ -1,7 +1,7 @@
 """Generation, position by position, in as few operations as there are.
 
 A decoder's own forward pass is made for training: modules, hooks, gradients. For one position of a batch calling them costs more than the
-matrices do. Here one position is a straight line of operations over the same parameters, residuals added by the matrix product itself:
+matrices do. Here one position is a straight line of operations over the same values:
 
     x ─┬─ norm ─ qkv ─ rotate ─ into the cache ─ attend ─ out ─(+)─┬─ norm ─ MLP ─(+)─►        [B, width], no dim of positions
        └────────────────────────────────────────────────────────────┘
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from plait.model.blocks import Around, Attention, Block, GeluMLP, Linear, RMSNorm, SwiGLU
+from plait.model import packed
+from plait.model.blocks import Around, Attention, Block, GeluMLP, RMSNorm, SwiGLU
 from plait.model.cache import Cache
 from plait.model.decoder import Decoder
 
@@ -46,8 +47,9 @@ class Step:
         """whether it is computed here, and not by the model's own forward pass"""
         if not self.straight:
             return
-        self._layers = [_Layer(cast(Block, block)) for block in model.blocks]
-        self._norm, self._head = _norm(model.norm), _applied(model.head)
+        pack = packed.is_worth_it(model)
+        self._layers = [_Layer(cast(Block, block), pack) for block in model.blocks]
+        self._norm, self._head = _norm(model.norm), packed.applied(model.head, pack)
         if model.rotary is not None:
             self._cos, self._sin = torch.cat([model.rotary.cos] * 2, -1), torch.cat([-model.rotary.sin, model.rotary.sin], -1)
 
@@ -72,15 +74,15 @@ class Step:
 class _Layer:
     """One block."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, pack: bool) -> None:
         attention, mlp = block.attention, block.mlp
         self._norm1, self._norm2 = _norm(block.norm1), _norm(block.norm2)
-        self._qkv, self._out = _applied(attention.qkv), _added(attention.out)
+        self._qkv, self._out = packed.applied(attention.qkv, pack), packed.added(attention.out, pack)
         self._width, self._repeat = attention.head_width, attention.queries_per_key
         self._norms = [_norm(part) for part in (attention.norm_q, attention.norm_k) if part is not None]
         self._swish = isinstance(mlp, SwiGLU)
-        self._up = _applied(mlp.gate_up if isinstance(mlp, SwiGLU) else cast(GeluMLP, mlp).up)
-        self._down = _added(cast(nn.Module, mlp.down))
+        self._up = packed.applied(mlp.gate_up if isinstance(mlp, SwiGLU) else cast(GeluMLP, mlp).up, pack)
+        self._down = packed.added(cast(nn.Module, mlp.down), pack)
 
     def __call__(self, x_BD: Tensor, cache: Cache, layer: int, rotation: tuple[Tensor, Tensor] | None, seen: Tensor | None) -> Tensor:
         qkv_BX = self._qkv(self._norm1(x_BD))
@@ -122,24 +124,6 @@ def _is_known(model: Decoder) -> bool:
         and not any(getattr(layer, "lora", None) is not None for layer in block.modules())
         for block in model.blocks
     )
-
-
-def _applied(layer: nn.Module) -> Callable[[Tensor], Tensor]:
-    """x -> layer(x), of plain layers without a call of a module's."""
-    if type(layer) is not Linear:
-        return cast(Callable[[Tensor], Tensor], layer.forward)
-    weight_OI, bias = layer.weight, layer._parameters["bias"]
-    return lambda x: functional.linear(x, weight_OI, bias)
-
-
-def _added(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """(residual, x) -> residual + layer(x)."""
-    if type(layer) is not Linear:
-        return lambda residual, x: residual + layer.forward(x)
-    weight_ID, bias = layer.weight.t(), layer._parameters["bias"]
-    if bias is None:
-        return lambda residual, x: torch.addmm(residual, x, weight_ID)
-    return lambda residual, x: torch.addmm(residual, x, weight_ID).add_(bias)
 
 
 def _norm(module: nn.Module) -> Norm:
