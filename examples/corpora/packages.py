@@ -41,11 +41,13 @@ def shuffled(rows: Iterable[T], text: Callable[[T], str]) -> list[T]:
     return sorted(rows, key=lambda row: hashlib.sha256(text(row).encode()).digest())
 
 
-def write(corpus: str, kind: str, lines: Sequence[str], held: int) -> None:
-    """Writes examples/corpora/CORPUS/SPLIT.KIND.zst: so many lines are held for test, so many for validation."""
+def write(corpus: str, kind: str, lines: Sequence[str], held: int, folder: Path | None = None) -> None:
+    """Writes examples/corpora/CORPUS/SPLIT.KIND.zst, or into another folder: so many lines are held for test, so many for validation."""
+    folder = folder or CORPORA / corpus
+    folder.mkdir(parents=True, exist_ok=True)
     packer = zstandard.ZstdCompressor(level=19, write_checksum=True)
     for split, some in {"test": lines[:held], "validation": lines[held : 2 * held], "train": lines[2 * held :]}.items():
-        (CORPORA / corpus / f"{split}.{kind}.zst").write_bytes(packer.compress("".join(f"{line}\n" for line in some).encode()))
+        (folder / f"{split}.{kind}.zst").write_bytes(packer.compress("".join(f"{line}\n" for line in some).encode()))
         print(f"{corpus}: {len(some):,} for {split}")
 
 
