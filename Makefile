@@ -33,10 +33,10 @@ check: install
 	$(BIN)/mypy
 
 test: check .venv/servers
-	$(BIN)/pytest -n 2 -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: install .venv/servers
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 test-all: test test-slow
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from plait import events, spec
+from plait.cluster import local
 from plait.cluster.faults import Fault
 from plait.cluster.nursery import Nursery
 from plait.proof.coverage import verify_run
 from plait.tasks.pretrain import train
+from plait.watch.listener import Listener
 from tests.runs import differences, history_of, steps_of
 
 LOSS, GRAD_NORM = 1e-9, 1e-7
@@ -34,15 +36,18 @@ class Curves:
     def run(self, **changes: Any) -> spec.Run:
         return self._build(**{**self._settings, **changes})
 
-    def __call__(self, name: str, *faults: Fault, listeners: Sequence[Any] = (), **changes: Any) -> list[events.Step]:
-        """The committed steps of a run; it goes on where its folder holds a part of it."""
+    def __call__(self, name: str, *strikes: Fault | Listener, **changes: Any) -> list[events.Step]:
+        """The committed steps of a run; it goes on where its folder holds a part of it. strikes: what happens to it meanwhile."""
         run, out = self.run(**changes), self.folder / name
-        kept = self._kept / hashlib.sha256(json.dumps(run.resolved(), sort_keys=True).encode()).hexdigest()[:16]
-        reference = run.layout.workers == 1 and not run.sync.serves and not faults and not listeners and not out.exists()
+        told = json.dumps([local.WORKER, run.resolved()], sort_keys=True)
+        kept = self._kept / hashlib.sha256(told.encode()).hexdigest()[:16]
+        reference = run.layout.workers == 1 and not run.sync.serves and not strikes and not out.exists()
         if reference and kept.exists():
             shutil.copytree(kept, out)
             return steps_of(out)
-        train(run, out, listeners=listeners, nursery=self._nursery, quiet=True, faults=[asdict(fault) for fault in faults])
+        faults = [asdict(strike) for strike in strikes if isinstance(strike, Fault)]
+        listeners = [strike for strike in strikes if not isinstance(strike, Fault)]
+        train(run, out, listeners=listeners, nursery=self._nursery, quiet=True, faults=faults)
         proof = verify_run(out)
         assert proof.wrong == []
         assert proof.finished
@@ -53,6 +58,10 @@ class Curves:
     def of(self, name: str, kind: type) -> list[Any]:
         """A run's events of a kind."""
         return [event for event in history_of(self.folder / name) if isinstance(event, kind)]
+
+    def lost(self, name: str) -> list[tuple[int, int]]:
+        """(replica, rank) of the processes that a run lost."""
+        return [(event.replica, event.rank) for event in self.of(name, events.Lost)]
 
 
 def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:

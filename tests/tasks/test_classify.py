@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,58 +17,18 @@ from plait.tasks.classify import Classified, classify
 from plait.tasks.evaluate import baselines_of, draw_confusion, evaluate
 from plait.tasks.pretrain import train
 from plait.tasks.trained import load
-from tests.runs import differences, history_of, slow, steps_of, tiny
+from tests.curves import Curves, assert_one_curve, spread
+from tests.runs import history_of, slow, tiny
+from tests.tasks.kinds import BERT, LABELLED, write_rows
 
-GOOD, BAD = ["fine", "good", "great", "lovely"], ["poor", "bad", "awful", "sad"]
-OTHERS = ["the", "film", "was", "and", "a", "story", "with", "people", "in", "it"]
-
-TASKS: dict[str, dict[str, Any]] = {
-    "classify": {"data__objective": {"kind": "classify", "weights": "balanced"}, "train__label_smoothing": 0.1},
-    "mean": {"data__objective": {"kind": "classify", "pair": "other"}, "model__pooling": "mean"},
-    "regress": {"data__objective": {"kind": "regress", "label": "stars"}},
-    "tag": {"data__objective": {"kind": "tag"}, "data__field": "words"},
-    "answer": {"data__objective": {"kind": "answer"}},
-}
-BERT = {"model__family": "bert", "model__kv_heads": None, "model__dropout": 0.1, "data__sequence": 32}
-
-
-def _row(chance: random.Random) -> dict[str, Any]:
-    good = chance.random() < 0.6
-    words = [chance.choice(OTHERS) for _ in range(chance.randint(3, 12))]
-    words.insert(chance.randint(0, len(words)), chance.choice(GOOD if good else BAD))
-    text, second = " ".join(words), len(words[0]) + 1
-    return {
-        "text": text,
-        "other": " ".join(words[:3]),
-        "label": "good" if good else "bad",
-        "stars": (4.0 if good else 1.0) + chance.random(),
-        "words": words,
-        "tags": ["praise" if word in GOOD else "blame" if word in BAD else "other" for word in words],
-        "question": "which is the second word ?",
-        "context": text,
-        "answers": {"text": [words[1]], "answer_start": [second]},
-    }
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    chance = random.Random(0)
-    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    path.write_text("\n".join(json.dumps(_row(chance)) for _ in range(240)))
-    return path
-
-
+ENCODER = {**BERT, "model__dropout": 0.1, "data__sequence": 32}
 Curve = Callable[..., list[events.Step]]
 
 
 @pytest.fixture
-def curve(tmp_path: Path, rows: Path, prepared: Path, nursery: Nursery) -> Curve:
-    def run(name: str, task: str, **changes: Any) -> list[events.Step]:
-        settings = {**BERT, "train__duration": "4 steps", "train__evaluate_every": "4 steps", **TASKS[task], **changes}
-        train(tiny(rows, prepared, **settings), tmp_path / name, nursery=nursery, quiet=True)
-        return steps_of(tmp_path / name)
-
-    return run
+def curve(curves: Callable[..., Curves], rows: Path) -> Curve:
+    trained = curves(rows, **ENCODER, train__duration="4 steps", train__evaluate_every="4 steps")
+    return lambda name, task, **changes: trained(name, **LABELLED[task], **changes)
 
 
 def evaluated(folder: Path) -> events.Evaluated:
@@ -95,9 +54,7 @@ def evaluated(folder: Path) -> events.Evaluated:
 )
 def test_a_task_draws_the_curve_of_one_process(curve: Curve, tmp_path: Path, task: str, layout: dict[str, Any]) -> None:
     alone = curve("alone", task)
-    loss, grad_norm = differences(alone, curve("spread", task, **{f"layout__{axis}": size for axis, size in layout.items()}))
-    assert loss <= 1e-9
-    assert grad_norm <= 1e-7
+    assert_one_curve(alone, curve("spread", task, **spread(layout)))
     one, other = evaluated(tmp_path / "alone"), evaluated(tmp_path / "spread")
     assert other.loss == pytest.approx(one.loss, rel=1e-9)
     assert (other.accuracy, other.f1, other.tokens) == (one.accuracy, one.f1, one.tokens)
@@ -107,7 +64,7 @@ def test_a_task_draws_the_curve_of_one_process(curve: Curve, tmp_path: Path, tas
 def bases(tmp_path_factory: pytest.TempPathFactory, rows: Path, prepared: Path, nursery: Nursery) -> dict[str, Path]:
     """A masked run, and what is tuned from it: in fp32, until it tells good from bad."""
     folder = tmp_path_factory.mktemp("bases")
-    masked = {**BERT, "train__precision": "fp32", "data__objective": {"kind": "masked"}, "train__duration": "6 steps"}
+    masked = {**ENCODER, "train__precision": "fp32", "data__objective": {"kind": "masked"}, "train__duration": "6 steps"}
     train(tiny(rows, prepared, **masked), folder / "masked", nursery=nursery, quiet=True)
     settings = {
         "finetune__from": str(folder / "masked"),
@@ -164,13 +121,6 @@ def test_texts_come_from_arguments_files_and_standard_input(
     assert isinstance(lines[0], Classified)
 
 
-def write(folder: Path, *changed: dict[str, Any]) -> Path:
-    chance = random.Random(1)
-    path = folder / "changed.jsonl"
-    path.write_text("\n".join(json.dumps({**_row(chance), **change}) for change in ({}, {}, *changed)))
-    return path
-
-
 WRONG: list[Any] = [
     (
         "classify",
@@ -197,9 +147,10 @@ WRONG: list[Any] = [
 def test_a_row_that_is_wrong_is_refused_with_its_place(
     tmp_path: Path, task: str, change: dict[str, Any], objective: dict[str, Any], error: type[PlaitError], message: str
 ) -> None:
-    settings = {**BERT, **TASKS[task], "data__objective": objective, "data__tokenizer": {"train": 260}}
+    settings = {**ENCODER, **LABELLED[task], "data__objective": objective, "data__tokenizer": {"train": 260}}
+    changed = write_rows(tmp_path / "changed.jsonl", 2, change, seed=1)
     with pytest.raises(error, match=message):
-        train(tiny(write(tmp_path, change), tmp_path / "prepared", **settings), tmp_path / "run", quiet=True)
+        train(tiny(changed, tmp_path / "prepared", **settings), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +166,7 @@ def test_a_row_that_is_wrong_is_refused_with_its_place(
 )
 def test_what_excludes_one_another_is_refused(rows: Path, prepared: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(RunFileError, match=message):
-        tiny(rows, prepared, **{**BERT, **changes})
+        tiny(rows, prepared, **{**ENCODER, **changes})
 
 
 def test_a_model_without_the_head_is_refused(bases: dict[str, Path], rows: Path, prepared: Path, tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,71 +12,37 @@ import pytest
 
 from plait import events
 from plait.cluster.faults import Fault
-from plait.cluster.nursery import Nursery
 from plait.errors import WorkerFailed
 from plait.ledger.messages import SERVING
-from plait.proof.coverage import verify_run
-from plait.tasks.pretrain import train
 from plait.testing.failures import SignalAt
 from plait.train import manifest
-from tests.runs import differences, history_of, slow, steps_of, tiny
+from tests.curves import LOSS, Curves, assert_one_curve
+from tests.runs import slow, steps_of
 
-LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 16
 THREE = {"layout__replicas": 3}
 POINTS = ("computing", "reducing", "reduced", "voted", "applying", "applied")
 
 
-class Trainer:
-    """Trains with failures, and proves that nothing was lost or used twice."""
-
-    def __init__(self, folder: Path, corpus: Path, prepared: Path, nursery: Nursery) -> None:
-        self.folder = folder
-        self._given = corpus, prepared
-        self._nursery = nursery
-
-    def __call__(self, name: str, *faults: Fault, listeners: Sequence[Any] = (), **changes: Any) -> list[events.Step]:
-        settings = {"train__duration": f"{STEPS} steps", "model__dropout": 0.1, **changes}
-        run = tiny(*self._given, **settings)
-        out = self.folder / name
-        train(run, out, listeners=listeners, nursery=self._nursery, quiet=True, faults=[asdict(fault) for fault in faults])
-        proof = verify_run(out)
-        assert proof.wrong == []
-        assert proof.finished
-        return steps_of(out)
-
-    def of(self, name: str, kind: type) -> list[Any]:
-        return [event for event in history_of(self.folder / name) if isinstance(event, kind)]
-
-    def lost(self, name: str) -> list[tuple[int, int]]:
-        return [(event.replica, event.rank) for event in self.of(name, events.Lost)]
+@pytest.fixture
+def curve(curves: Callable[..., Curves], corpus: Path) -> Curves:
+    return curves(corpus, train__duration=f"{STEPS} steps", model__dropout=0.1)
 
 
 @pytest.fixture
-def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Trainer:
-    return Trainer(tmp_path, corpus, prepared, nursery)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Path, nursery: Nursery) -> list[events.Step]:
-    return Trainer(tmp_path_factory.mktemp("undisturbed"), corpus, prepared, nursery)("alone")
-
-
-def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
-    loss, grad_norm = differences(one, other)
-    assert loss <= LOSS
-    assert grad_norm <= GRAD_NORM
+def undisturbed(curve: Curves) -> list[events.Step]:
+    return curve("undisturbed")
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_a_death_at_each_point_of_a_unit(curve: Trainer, undisturbed: list[events.Step], point: Any) -> None:
+def test_a_death_at_each_point_of_a_unit(curve: Curves, undisturbed: list[events.Step], point: Any) -> None:
     assert_one_curve(undisturbed, curve("killed", Fault(point, 4, 0), Fault(point, 9, 2), **THREE))
     assert curve.lost("killed") == [(0, 0), (2, 0)]
     assert not curve.of("killed", events.RolledBack)
 
 
 @pytest.mark.slow
-def test_two_deaths_at_once_and_all_deaths_at_once(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_two_deaths_at_once_and_all_deaths_at_once(curve: Curves, undisturbed: list[events.Step]) -> None:
     """Where nobody is left, all return to the last checkpoint."""
     all_at_once = [Fault("computing", 11, replica, attempt=1 if replica < 2 else 0) for replica in range(3)]
     killed = curve("killed", Fault("computing", 4, 0), Fault("computing", 4, 1), *all_at_once, checkpoint__every="5 steps", **THREE)
@@ -86,7 +52,7 @@ def test_two_deaths_at_once_and_all_deaths_at_once(curve: Trainer, undisturbed: 
     assert back.to_step in (0, 5, 10)
 
 
-def test_deaths_amid_a_save_a_meeting_and_a_join(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_deaths_amid_a_save_a_meeting_and_a_join(curve: Curves, undisturbed: list[events.Step]) -> None:
     faults = (
         Fault("saving", 0, 0),
         Fault("meeting", 0, 0, attempt=1),
@@ -100,13 +66,13 @@ def test_deaths_amid_a_save_a_meeting_and_a_join(curve: Trainer, undisturbed: li
 
 
 @pytest.mark.slow
-def test_the_last_save_is_made_though_who_makes_it_dies(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_the_last_save_is_made_though_who_makes_it_dies(curve: Curves, undisturbed: list[events.Step]) -> None:
     assert_one_curve(undisturbed, curve("killed", Fault("saving", STEPS, 0), Fault("saving", STEPS, 1), **THREE))
     assert [event.step for event in curve.of("killed", events.Saved)] == [STEPS]
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_whole_though_one_dies_before_its_part(curve: Trainer) -> None:
+def test_an_evaluation_is_whole_though_one_dies_before_its_part(curve: Curves) -> None:
     every = {"train__evaluate_every": "4 steps", **THREE}
     curve("whole", **every)
     curve("killed", Fault("applied", 8, 1), Fault("applied", 16, 2), **every)
@@ -115,20 +81,20 @@ def test_an_evaluation_is_whole_though_one_dies_before_its_part(curve: Trainer) 
     assert [event.loss for event in killed] == pytest.approx([event.loss for event in whole], rel=LOSS)
 
 
-def test_replicas_of_several_ranks(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_replicas_of_several_ranks(curve: Curves, undisturbed: list[events.Step]) -> None:
     faults = (Fault("reducing", 4, 0, rank=1), Fault("computing", 9, 2), Fault("voted", 12, 1, rank=1))
     assert_one_curve(undisturbed, curve("killed", *faults, layout__tensor=2, **THREE))
     assert curve.lost("killed") == [(0, 1), (2, 0), (1, 1)]
 
 
-def test_a_synchronous_server(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_a_synchronous_server(curve: Curves, undisturbed: list[events.Step]) -> None:
     faults = (Fault("computing", 4, 0), Fault("pushing", 9, 2), Fault("voted", 12, 1))
     assert_one_curve(undisturbed, curve("killed", *faults, sync__strategy="server", sync__servers=2, **THREE))
     assert curve.lost("killed") == [(0, 0), (2, 0), (1, 0)]
 
 
 @pytest.mark.parametrize("strategy", [slow("local_sgd"), slow("diloco")])
-def test_a_round_is_done_again_from_its_beginning(curve: Trainer, strategy: str) -> None:
+def test_a_round_is_done_again_from_its_beginning(curve: Curves, strategy: str) -> None:
     """Whether a replica dies in the last step of a round or after it, the others begin where the round did."""
     settings = {"sync__strategy": strategy, "sync__every": "4 steps", **THREE}
     early, late = (curve(point, Fault(point, 8, 2), **settings) for point in ("computing", "reducing"))  # type: ignore[arg-type]
@@ -138,13 +104,13 @@ def test_a_round_is_done_again_from_its_beginning(curve: Trainer, strategy: str)
 
 
 @pytest.mark.slow
-def test_compressed_sums_go_on_with_what_survivors_hold_back(curve: Trainer) -> None:
+def test_compressed_sums_go_on_with_what_survivors_hold_back(curve: Curves) -> None:
     killed = curve("killed", Fault("reducing", 4, 0), Fault("reduced", 9, 2), sync__compress="topk", sync__top_k=0.3, **THREE)
     assert killed[-1].loss < killed[0].loss
 
 
 @pytest.mark.slow
-def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: Curves, undisturbed: list[events.Step]) -> None:
     assert_one_curve(undisturbed, curve("waits", Fault("computing", 6, 1), elastic__replicas=[3, 3], **THREE))
     assert all(len(step.shares) == 3 for step in steps_of(curve.folder / "waits")), "nothing is committed by fewer"
     assert {(event.replicas, event.fewest) for event in curve.of("waits", events.Waiting)} <= {(2, 3)}, "unless the third was back at once"
@@ -154,7 +120,7 @@ def test_below_the_fewest_the_run_waits_and_above_the_beginning_it_grows(curve: 
 
 
 @pytest.mark.slow
-def test_an_error_ends_a_replica_and_one_that_comes_again_the_run(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_an_error_ends_a_replica_and_one_that_comes_again_the_run(curve: Curves, undisturbed: list[events.Step]) -> None:
     once = Fault("computing", 5, 1, action="raise")
     assert_one_curve(undisturbed, curve("once", once, **THREE))
     assert "told to fail" in curve.of("once", events.Lost)[0].why
@@ -163,7 +129,7 @@ def test_an_error_ends_a_replica_and_one_that_comes_again_the_run(curve: Trainer
         curve("again", *everywhere, **THREE)
 
 
-def test_hangs_are_named_and_the_workers_replaced(curve: Trainer, undisturbed: list[events.Step]) -> None:
+def test_hangs_are_named_and_the_workers_replaced(curve: Curves, undisturbed: list[events.Step]) -> None:
     """One loops for ever, one is stopped; the others wait for them in a sum meanwhile, and are not taken for them."""
     faults = Fault("computing", 5, 1, action="hang"), Fault("computing", 12, 2, action="stop")
     assert_one_curve(undisturbed, curve("hung", *faults, elastic__hang_after=3.0, **THREE))
@@ -192,7 +158,7 @@ SERVED = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 2])
-def test_sixty_steps_with_everything_that_can_happen_to_three_replicas(curve: Trainer, tensor: int) -> None:
+def test_sixty_steps_with_everything_that_can_happen_to_three_replicas(curve: Curves, tensor: int) -> None:
     """Each kind of death, in lives that follow one another, of any rank of a replica; joins; two at once; a hang."""
     sixty = {"train__duration": "60 steps", "checkpoint__every": "20 steps"}
     alone = curve("alone", **sixty)
@@ -206,12 +172,12 @@ def test_sixty_steps_with_everything_that_can_happen_to_three_replicas(curve: Tr
 
 
 @pytest.mark.slow
-def test_sixty_steps_with_everything_that_can_happen_under_a_synchronous_server(curve: Trainer) -> None:
+def test_sixty_steps_with_everything_that_can_happen_under_a_synchronous_server(curve: Curves) -> None:
     sixty = {"train__duration": "60 steps", "checkpoint__every": "20 steps"}
     alone = curve("alone", **sixty)
     faults = [*(fault for life in SERVED for fault in life), replace(HANG, attempt=3)]
     settings = {**sixty, **THREE, "sync__strategy": "server", "sync__servers": 2, "elastic__hang_after": 5.0}
     server = SignalAt(30, replica=SERVING, rank=1)
-    assert_one_curve(alone, curve("struck", *faults, listeners=[server], **settings))
+    assert_one_curve(alone, curve("struck", *faults, server, **settings))
     assert (SERVING, 1) in curve.lost("struck")
     assert [(event.replica, event.step) for event in curve.of("struck", events.Hung)] == [(0, 54)]

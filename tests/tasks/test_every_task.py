@@ -77,7 +77,7 @@ def test_it_draws_one_curve_through_a_server_and_through_a_death(of: Of, task: s
     curve = of(task)
     alone = curve("alone")
     assert_one_curve(alone, curve("served", **SERVED))
-    assert_one_curve(alone, curve("killed", listeners=[SignalAt(2, replica=1)], layout__replicas=2))
+    assert_one_curve(alone, curve("killed", SignalAt(2, replica=1), layout__replicas=2))
     assert [lost.replica for lost in curve.of("killed", events.Lost)] == [1]
 
 

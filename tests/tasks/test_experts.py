@@ -9,46 +9,31 @@ from typing import Any
 import pytest
 
 from plait import events
-from plait.cluster.nursery import Nursery
 from plait.errors import RunFileError
-from plait.tasks.pretrain import train
 from plait.testing.failures import CutOff, CutOffAt
-from tests.runs import differences, slow, steps_of, tiny
+from tests import curves as tests_curves
+from tests.curves import Curves, spread
+from tests.runs import differences, slow, tiny
 
-LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 9
 MOE = {"family": "moe", "layers": 4, "width": 32, "heads": 4, "kv_heads": 2, "dropout": 0.1, "experts": 4, "dense_layers": 1}
 BIAS = {**MOE, "bias_rate": 0.02, "auxiliary": 0.01, "shared_experts": 1}
 
-Train = Callable[..., list[events.Step]]
+
+@pytest.fixture
+def curve(curves: Callable[..., Curves], corpus: Path) -> Curves:
+    return curves(corpus, model=BIAS, train__duration=f"{STEPS} steps")
 
 
 @pytest.fixture
-def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Train:
-    """Trains STEPS steps and returns the curve."""
-
-    def run(name: str, listeners: tuple = (), **changes: Any) -> list[events.Step]:
-        return trained(tmp_path / name, corpus, prepared, nursery, listeners, **changes)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Path, nursery: Nursery) -> list[events.Step]:
+def alone(curve: Curves) -> list[events.Step]:
     """The curve of one process."""
-    return trained(tmp_path_factory.mktemp("alone"), corpus, prepared, nursery)
-
-
-def trained(out: Path, corpus: Path, prepared: Path, nursery: Nursery, listeners: tuple = (), **changes: Any) -> list[events.Step]:
-    settings = {"model": BIAS, "train__duration": f"{STEPS} steps", **changes}
-    train(tiny(corpus, prepared, **settings), out, listeners=listeners, nursery=nursery)
-    return steps_of(out)
+    return curve("alone")
 
 
 def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
-    loss, grad_norm = differences(one, other)
-    assert loss <= LOSS
-    assert grad_norm <= GRAD_NORM
+    """And one load of experts."""
+    tests_curves.assert_one_curve(one, other)
     assert [step.load for step in one] == [step.load for step in other]
 
 
@@ -61,7 +46,9 @@ def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
     ],
     ids=["equal shares", "unequal shares", "other micro-batches"],
 )
-def test_shares_and_micro_batches_draw_one_curve_and_tell_one_load(curve: Train, alone: list[events.Step], changes: dict[str, Any]) -> None:
+def test_shares_and_micro_batches_draw_one_curve_and_tell_one_load(
+    curve: Curves, alone: list[events.Step], changes: dict[str, Any]
+) -> None:
     assert_one_curve(alone, curve("shared", **changes))
 
 
@@ -71,14 +58,14 @@ def test_all_choices_of_a_global_batch_are_counted(alone: list[events.Step]) -> 
 
 
 @pytest.mark.slow
-def test_a_loss_that_balances_draws_one_curve(curve: Train) -> None:
+def test_a_loss_that_balances_draws_one_curve(curve: Curves) -> None:
     model = {**MOE, "balance": "auxiliary", "auxiliary": 0.1, "experts_per_token": 1}
     assert_one_curve(curve("one", model=model), curve("two", model=model, layout__replicas=2))
 
 
 @pytest.mark.parametrize("layout", [{"expert": 2, "replicas": 2}, slow({"expert": 4})], ids=str)
-def test_experts_on_several_ranks_draw_the_curve_of_one_process(curve: Train, alone: list[events.Step], layout: dict[str, int]) -> None:
-    assert_one_curve(alone, curve("spread", **{f"layout__{axis}": size for axis, size in layout.items()}))
+def test_experts_on_several_ranks_draw_the_curve_of_one_process(curve: Curves, alone: list[events.Step], layout: dict[str, int]) -> None:
+    assert_one_curve(alone, curve("spread", **spread(layout)))
 
 
 @pytest.mark.slow
@@ -93,18 +80,18 @@ def test_experts_on_several_ranks_draw_the_curve_of_one_process(curve: Train, al
     ],
     ids=str,
 )
-def test_experts_beside_other_axes_draw_the_curve_of_one_process(curve: Train, alone: list[events.Step], layout: dict[str, Any]) -> None:
-    assert_one_curve(alone, curve("spread", **{f"layout__{axis}": size for axis, size in layout.items()}))
+def test_experts_beside_other_axes_draw_the_curve_of_one_process(curve: Curves, alone: list[events.Step], layout: dict[str, Any]) -> None:
+    assert_one_curve(alone, curve("spread", **spread(layout)))
 
 
-def test_biases_are_kept_and_the_curve_goes_on_in_another_layout(curve: Train, alone: list[events.Step]) -> None:
+def test_biases_are_kept_and_the_curve_goes_on_in_another_layout(curve: Curves, alone: list[events.Step]) -> None:
     every = {"checkpoint__every": "3 steps"}
     with pytest.raises(CutOff):
-        curve("moved", [CutOffAt(6, kind=events.Saved)], layout__expert=2, **every)
+        curve("moved", CutOffAt(6, kind=events.Saved), layout__expert=2, **every)
     assert_one_curve(alone, curve("moved", **every))
 
 
-def test_a_bias_that_stays_is_seen(curve: Train, alone: list[events.Step]) -> None:
+def test_a_bias_that_stays_is_seen(curve: Curves, alone: list[events.Step]) -> None:
     """The checks above are able to fail: other biases choose others."""
     still = curve("still", model={**BIAS, "bias_rate": 1e-9})
     assert differences(alone[:1], still[:1])[0] == 0
@@ -112,7 +99,7 @@ def test_a_bias_that_stays_is_seen(curve: Train, alone: list[events.Step]) -> No
     assert alone[-1].load != still[-1].load
 
 
-def test_an_asynchronous_server_refuses_biases_and_takes_a_loss(curve: Train, corpus: Path, prepared: Path) -> None:
+def test_an_asynchronous_server_refuses_biases_and_takes_a_loss(curve: Curves, corpus: Path, prepared: Path) -> None:
     with pytest.raises(RunFileError, match=r'model.balance = "bias" follows the load of a whole global batch'):
         tiny(corpus, prepared, model=BIAS, sync__strategy="server")
     steps = curve("server", model={**MOE, "balance": "auxiliary"}, sync__strategy="server", layout__replicas=2)

@@ -17,16 +17,13 @@ from plait.tasks.pretrain import train
 from plait.tasks.trained import load
 from plait.testing.failures import CutOff, CutOffAt
 from plait.train import manifest
-from tests.runs import differences, history_of, steps_of, tiny
+from tests.curves import Curves, assert_one_curve, spread
+from tests.runs import history_of, steps_of, tiny
+from tests.tasks.kinds import GPT2, MOE
 
-LOSS, GRAD_NORM = 1e-9, 1e-7
 LORA: dict[str, Any] = {"rank": 3, "alpha": 6.0, "dropout": 0.2, "targets": ["blocks.*"]}
 PARTLY: dict[str, Any] = {"frozen": ["embed.*", "blocks.0.*"], "layer_decay": 0.5, "rates": {"head.*": 2.0}}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "gpt2": {"model__family": "gpt2", "model__kv_heads": None},
-    "moe": {"model__family": "moe", "model__experts": 4, "model__shared_experts": 1},
-}
+FAMILIES: dict[str, dict[str, Any]] = {"llama": {}, "gpt2": GPT2, "moe": MOE}
 
 Curve = Callable[..., list[events.Step]]
 
@@ -46,26 +43,14 @@ def bases(tmp_path_factory: pytest.TempPathFactory, corpus: Path, prepared: Path
 
 
 @pytest.fixture
-def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery, bases: Callable[[str], Path]) -> Curve:
+def curve(curves: Callable[..., Curves], corpus: Path, bases: Callable[[str], Path]) -> Curve:
     """Trains on from a base and returns the curve. [model] and the tokenizer are left out: they are the base's."""
+    trained = curves(corpus, train__duration="4 steps", model={"dropout": 0.1}, data__tokenizer=None)
 
-    def run(name: str, family: str = "llama", finetune: dict[str, Any] | None = None, listeners: tuple = (), **changes: Any) -> list:
-        settings = {"train__duration": "4 steps", "model": {"dropout": 0.1}, "data__tokenizer": None, **changes}
-        settings["finetune"] = {"from": str(bases(family)), **(finetune or {})}
-        train(tiny(corpus, prepared, **settings), tmp_path / name, listeners=listeners, nursery=nursery, quiet=True)
-        return steps_of(tmp_path / name)
+    def run(name: str, family: str = "llama", finetune: dict[str, Any] | None = None, *strikes: Any, **changes: Any) -> list[events.Step]:
+        return trained(name, *strikes, finetune={"from": str(bases(family)), **(finetune or {})}, **changes)
 
     return run
-
-
-def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
-    loss, grad_norm = differences(one, other)
-    assert loss <= LOSS
-    assert grad_norm <= GRAD_NORM
-
-
-def spread(layout: dict[str, Any]) -> dict[str, Any]:
-    return {f"layout__{axis}": size for axis, size in layout.items()}
 
 
 def test_training_goes_on_from_the_base(curve: Curve, bases: Callable[[str], Path]) -> None:
@@ -128,14 +113,15 @@ def test_layers_learn_at_rates_of_their_own(curve: Curve, tmp_path: Path, bases:
 
 @pytest.mark.slow
 def test_a_checkpoint_of_adapters_is_small_and_goes_on_in_another_layout(curve: Curve, tmp_path: Path) -> None:
-    settings = {"train__duration": "8 steps", "checkpoint__every": "2 steps", "finetune": {"lora": LORA, "trained": ["head.*"]}}
+    settings = {"train__duration": "8 steps", "checkpoint__every": "2 steps"}
+    adapters = {"lora": LORA, "trained": ["head.*"]}
     with pytest.raises(CutOff):
-        curve("moved", listeners=(CutOffAt(2, kind=events.Saved),), layout__tensor=2, **settings)
+        curve("moved", "llama", adapters, CutOffAt(2, kind=events.Saved), layout__tensor=2, **settings)
     (saved,) = manifest.saved(tmp_path / "moved" / "checkpoints")[:1]
     held = [name for name in manifest.read(saved).tensors if name.startswith("model.")]
     assert held
     assert all(".lora." in name or name == "model.head.weight" for name in held)
-    assert_one_curve(curve("alone", **settings), curve("moved", layout__shard=2, **settings))
+    assert_one_curve(curve("alone", "llama", adapters, **settings), curve("moved", "llama", adapters, layout__shard=2, **settings))
     assert [event for event in history_of(tmp_path / "moved") if isinstance(event, events.Resumed)]
 
 
@@ -153,13 +139,13 @@ def test_forty_steps_of_adapters_whatever_they_are_spread_over(
     curve: Curve, tmp_path: Path, family: str, first: dict[str, Any], then: dict[str, Any]
 ) -> None:
     """Cut off half-way, and gone on with in another layout."""
-    settings = {"train__duration": "40 steps", "checkpoint__every": "10 steps", "finetune": {"lora": LORA, "trained": ["norm.*"]}}
+    settings, adapters = {"train__duration": "40 steps", "checkpoint__every": "10 steps"}, {"lora": LORA, "trained": ["norm.*"]}
     with pytest.raises(CutOff):
-        curve("moved", family, listeners=(CutOffAt(2, kind=events.Saved),), **settings, **spread(first))
-    moved = curve("moved", family, **settings, **spread(then))
+        curve("moved", family, adapters, CutOffAt(2, kind=events.Saved), **settings, **spread(first))
+    moved = curve("moved", family, adapters, **settings, **spread(then))
     assert [event for event in history_of(tmp_path / "moved") if isinstance(event, events.Resumed)]
     assert len(moved) == 40
-    assert_one_curve(curve("alone", family, **settings), moved)
+    assert_one_curve(curve("alone", family, adapters, **settings), moved)
 
 
 def sent(steps: list[events.Step]) -> int:

@@ -18,13 +18,13 @@ from plait.tasks.huggingface.importing import import_model
 from plait.tasks.merge import merge
 from plait.tasks.pretrain import train
 from plait.tasks.trained import load
-from tests.runs import differences, slow, steps_of, tiny
+from tests.curves import Curves, assert_one_curve, spread
+from tests.runs import slow, tiny
 from tests.tasks import foreign
 from tests.tasks.foreign import Saved
 
 pytest.importorskip("transformers", reason="needs the extra [bench]")
 
-LOSS, GRAD_NORM = 1e-9, 1e-7
 LORA: dict[str, Any] = {"rank": 3, "dropout": 0.2}
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}[assistant]"
 SPECIALS = {"bos_token": "<|endoftext|>", "eos_token": {"__type": "AddedToken", "content": "<|endoftext|>"}, "chat_template": TEMPLATE}
@@ -34,22 +34,14 @@ Curve = Callable[..., list[events.Step]]
 
 
 @pytest.fixture
-def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Curve:
+def curve(curves: Callable[..., Curves], corpus: Path) -> Curve:
     """Trains on from a base and returns the curve. [model] and the tokenizer are left out: they are the base's."""
+    trained = curves(corpus, train__duration="3 steps", model={"dropout": 0.1}, data__tokenizer=None)
 
     def run(name: str, base: Path, lora: dict[str, Any] | None = None, **changes: Any) -> list[events.Step]:
-        settings = {"train__duration": "3 steps", "model": {"dropout": 0.1}, "data__tokenizer": None, **changes}
-        settings |= {"finetune__from": str(base)} | ({} if lora is None else {"finetune__lora": lora})
-        train(tiny(corpus, prepared, **settings), tmp_path / name, nursery=nursery, quiet=True)
-        return steps_of(tmp_path / name)
+        return trained(name, finetune={"from": str(base)} | ({} if lora is None else {"lora": lora}), **changes)
 
     return run
-
-
-def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
-    loss, grad_norm = differences(one, other)
-    assert loss <= LOSS
-    assert grad_norm <= GRAD_NORM
 
 
 CASES = [
@@ -78,9 +70,8 @@ def test_a_folder_draws_the_curve_of_its_import(
     settings: dict[str, Any] = {"data__objective": {"kind": kind}} if kind != "causal" else {}
     import_model(source, tmp_path / "imported")
     alone = curve("alone", tmp_path / "imported", lora, **settings)
-    spread = curve("spread", source, lora, **settings, **{f"layout__{axis}": size for axis, size in layout.items()})
-    assert_one_curve(alone, spread)
-    assert spread[-1].loss != spread[0].loss
+    assert_one_curve(alone, curve("spread", source, lora, **settings, **spread(layout)))
+    assert alone[-1].loss != alone[0].loss
 
 
 def test_what_belongs_to_the_tokenizer_goes_along(curve: Curve, saved: Saved, tmp_path: Path) -> None:

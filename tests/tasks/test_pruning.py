@@ -10,46 +10,24 @@ import pytest
 import torch
 
 from plait import events
-from plait.cluster.nursery import Nursery
 from plait.errors import UserError
 from plait.replica.pruning import sparsity
 from plait.spec import Prune
-from plait.tasks.pretrain import train
 from plait.tasks.trained import load
 from plait.testing.failures import CutOff, CutOffAt
 from plait.train import manifest
-from tests.runs import differences, slow, steps_of, tiny
+from tests.curves import GRAD_NORM, LOSS, Curves, assert_one_curve, spread
+from tests.runs import differences, slow
+from tests.tasks.kinds import GPT2, MOE
 
-LOSS, GRAD_NORM = 1e-9, 1e-7
 FREE: dict[str, Any] = {"prune": {"sparsity": 0.8, "begin": "1 steps", "end": "5 steps", "every": "2 steps"}}
 FOURS: dict[str, Any] = {"prune": {"pattern": "2:4", "begin": "2 steps"}}
 INT8: dict[str, Any] = {"train__optimizer__state": "int8", "train__optimizer__block": 16}
-GPT2: dict[str, Any] = {"model__family": "gpt2", "model__kv_heads": None}
-MOE: dict[str, Any] = {"model__family": "moe", "model__experts": 4, "model__shared_experts": 1}
-
-Curve = Callable[..., list[events.Step]]
 
 
 @pytest.fixture
-def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Curve:
-    """Trains some steps and returns the curve."""
-
-    def run(name: str, listeners: tuple = (), **changes: Any) -> list[events.Step]:
-        settings = {"train__duration": "6 steps", "model__dropout": 0.1, **changes}
-        train(tiny(corpus, prepared, **settings), tmp_path / name, listeners=listeners, nursery=nursery, quiet=True)
-        return steps_of(tmp_path / name)
-
-    return run
-
-
-def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
-    loss, grad_norm = differences(one, other)
-    assert loss <= LOSS
-    assert grad_norm <= GRAD_NORM
-
-
-def spread(layout: dict[str, Any]) -> dict[str, Any]:
-    return {f"layout__{axis}": size for axis, size in layout.items()}
+def curve(curves: Callable[..., Curves], corpus: Path) -> Curves:
+    return curves(corpus, train__duration="6 steps", model__dropout=0.1)
 
 
 def zeros(folder: Path) -> dict[str, float]:
@@ -75,12 +53,12 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("what", "layout"), LAYOUTS, ids=str)
-def test_layouts_draw_the_curve_of_one_process(curve: Curve, tmp_path: Path, what: dict[str, Any], layout: dict[str, Any]) -> None:
+def test_layouts_draw_the_curve_of_one_process(curve: Curves, tmp_path: Path, what: dict[str, Any], layout: dict[str, Any]) -> None:
     """Killed at its first checkpoint, in that layout, and gone on with in another."""
     settings = {**what, "checkpoint__every": "3 steps"}
     alone = curve("alone", **settings)
     with pytest.raises(CutOff):
-        curve("moved", (CutOffAt(3, kind=events.Saved),), **settings, **spread(layout))
+        curve("moved", CutOffAt(3, kind=events.Saved), **settings, **spread(layout))
     assert_one_curve(alone, curve("moved", **settings, layout__shard=2 if "shard" not in layout else 1))
     if "prune" in what:
         share, there = 0.5 if what["prune"].get("pattern") else 0.8, zeros(tmp_path / "moved")
@@ -90,7 +68,7 @@ def test_layouts_draw_the_curve_of_one_process(curve: Curve, tmp_path: Path, wha
 
 
 @pytest.mark.slow
-def test_a_threshold_of_each_part_is_seen(curve: Curve) -> None:
+def test_a_threshold_of_each_part_is_seen(curve: Curves) -> None:
     """The check above can fail: here each rank prunes the smallest of what it holds."""
     wrong = {**FREE, "train__loss": "tests.wrong:prunes_each_part"}
     loss, grad_norm = differences(curve("alone", **wrong), curve("spread", **wrong, layout__shard=2))
@@ -99,7 +77,7 @@ def test_a_threshold_of_each_part_is_seen(curve: Curve) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_zero_in_a_base_stays_zero(curve: Curve, tmp_path: Path) -> None:
+def test_what_is_zero_in_a_base_stays_zero(curve: Curves, tmp_path: Path) -> None:
     curve("pruned", **FREE)
     on = {"model": {}, "data__tokenizer": None, "finetune": {"from": str(tmp_path / "pruned")}, "train__duration": "3 steps"}
     curve("kept", **on, prune={"sparsity": 0.0})
@@ -111,7 +89,7 @@ def test_what_is_zero_in_a_base_stays_zero(curve: Curve, tmp_path: Path) -> None
     assert float((gone[path] == 0).double().mean()) < 0.5
 
 
-def test_masks_and_bytes_are_in_checkpoints(curve: Curve, tmp_path: Path) -> None:
+def test_masks_and_bytes_are_in_checkpoints(curve: Curves, tmp_path: Path) -> None:
     curve("both", **FREE, **INT8)
     tensors = manifest.read(manifest.candidates(tmp_path / "both" / "checkpoints")[0]).tensors
     of = {name.rpartition(".")[2]: tensors[name] for name in tensors if name.startswith("optimizer.blocks.0.mlp.down.weight.")}
@@ -151,6 +129,6 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED, ids=lambda value: str(value)[:50])
-def test_what_cannot_be_is_refused(curve: Curve, changes: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_is_refused(curve: Curves, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         curve("refused", **changes)

@@ -9,65 +9,30 @@ from typing import Any
 
 import pytest
 
-from plait import events, spec
-from plait.cluster.nursery import Nursery
+from plait import events
 from plait.errors import Interrupted
 from plait.ledger.tuning import best_bucket
-from plait.tasks.pretrain import train
 from plait.testing.failures import PauseAt, SignalAt
-from tests.runs import differences, history_of, slow, steps_of, tiny
+from tests.curves import LOSS, Curves, assert_one_curve
+from tests.runs import slow
 from tests.sync.reference import local_steps
 
-LOSS, GRAD_NORM = 1e-9, 1e-7
 STEPS = 20
 
-Train = Callable[..., list[events.Step]]
 SERVED = {"layout__replicas": 2, "sync__strategy": "server", "sync__servers": 2}
 ASYNCHRONOUS = {**SERVED, "sync__update": "asynchronous"}
 PLAIN_SGD = {"train__optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.0}, "train__clip": 1e9}
 
 
-class Trainer:
-    """Trains tiny runs into folders of one test."""
-
-    def __init__(self, folder: Path, corpus: Path, prepared: Path, nursery: Nursery) -> None:
-        self.folder = folder
-        self._given = corpus, prepared
-        self._nursery = nursery
-
-    def run(self, **changes: Any) -> spec.Run:
-        return tiny(*self._given, **{"train__duration": f"{STEPS} steps", "model__dropout": 0.1, **changes})
-
-    def __call__(self, name: str, listeners: tuple = (), **changes: Any) -> list[events.Step]:
-        train(self.run(**changes), self.folder / name, listeners=listeners, nursery=self._nursery, quiet=True)
-        steps = steps_of(self.folder / name)
-        assert [covered(step) for step in steps] == [list(range(8))] * len(steps)
-        assert [step.step for step in steps] == list(range(1, len(steps) + 1))
-        return steps
-
-    def of(self, name: str, kind: type) -> list[Any]:
-        return [event for event in history_of(self.folder / name) if isinstance(event, kind)]
-
-
 @pytest.fixture
-def curve(tmp_path: Path, corpus: Path, prepared: Path, nursery: Nursery) -> Trainer:
-    return Trainer(tmp_path, corpus, prepared, nursery)
-
-
-def covered(step: events.Step) -> list[int]:
-    return sorted(place for ranges in step.shares.values() for first, end in ranges for place in range(first, end))
-
-
-def assert_one_curve(one: list[events.Step], other: list[events.Step]) -> None:
-    loss, grad_norm = differences(one, other)
-    assert loss <= LOSS
-    assert grad_norm <= GRAD_NORM
+def curve(curves: Callable[..., Curves], corpus: Path) -> Curves:
+    return curves(corpus, train__duration=f"{STEPS} steps", model__dropout=0.1)
 
 
 # --- one curve -------------------------------------------------------------------------------------------------
 
 
-def test_a_synchronous_server_draws_the_curve_of_one_process(curve: Trainer) -> None:
+def test_a_synchronous_server_draws_the_curve_of_one_process(curve: Curves) -> None:
     alone = curve("alone")
     assert_one_curve(alone, curve("two", **SERVED))
     assert_one_curve(alone, curve("three", layout__replicas=3, sync__strategy="server", sync__push_every=2))
@@ -75,7 +40,7 @@ def test_a_synchronous_server_draws_the_curve_of_one_process(curve: Trainer) -> 
 
 
 @pytest.mark.slow
-def test_a_synchronous_server_has_all_replicas_evaluate_their_share(curve: Trainer) -> None:
+def test_a_synchronous_server_has_all_replicas_evaluate_their_share(curve: Curves) -> None:
     curve("alone", train__evaluate_every="10 steps")
     curve("served", train__evaluate_every="10 steps", **SERVED)
     one, other = (curve.of(name, events.Evaluated) for name in ("alone", "served"))
@@ -84,12 +49,12 @@ def test_a_synchronous_server_has_all_replicas_evaluate_their_share(curve: Train
 
 
 @pytest.mark.slow
-def test_a_synchronous_server_serves_replicas_that_are_spread(curve: Trainer) -> None:
+def test_a_synchronous_server_serves_replicas_that_are_spread(curve: Curves) -> None:
     spread = curve("tensor", layout={"replicas": 2, "tensor": 2}, sync__strategy="server", sync__servers=2)
     assert_one_curve(curve("alone"), spread)
 
 
-def test_local_sgd_of_one_plain_step_is_all_reduce(curve: Trainer) -> None:
+def test_local_sgd_of_one_plain_step_is_all_reduce(curve: Curves) -> None:
     shares = {"layout__replicas": 2, "balance__capacity": [5.0, 3.0]}
     one = curve("allreduce", **PLAIN_SGD, **shares)
     other = curve("local", sync__strategy="local_sgd", sync__every="1 steps", **PLAIN_SGD, **shares)
@@ -97,7 +62,7 @@ def test_local_sgd_of_one_plain_step_is_all_reduce(curve: Trainer) -> None:
     assert other[-1].loss < other[0].loss - 0.1
 
 
-def test_phases_that_agree_step_by_step_draw_one_curve(curve: Trainer) -> None:
+def test_phases_that_agree_step_by_step_draw_one_curve(curve: Curves) -> None:
     phases = [
         {"strategy": "server", "until": "5 steps"},
         {"strategy": "allreduce", "until": "9 steps"},
@@ -126,7 +91,7 @@ def test_phases_that_agree_step_by_step_draw_one_curve(curve: Trainer) -> None:
     ],
     ids=["local_sgd", "diloco", "diloco-7"],
 )
-def test_local_steps_are_those_of_a_straight_reference(curve: Trainer, sync: dict[str, Any]) -> None:
+def test_local_steps_are_those_of_a_straight_reference(curve: Curves, sync: dict[str, Any]) -> None:
     settings = {"layout__replicas": 3, "balance__capacity": [3.0, 1.0, 4.0], "sync": sync}
     steps = curve("out", **settings)
     expected = local_steps(curve.run(**settings))
@@ -134,7 +99,7 @@ def test_local_steps_are_those_of_a_straight_reference(curve: Trainer, sync: dic
 
 
 @pytest.mark.slow
-def test_local_steps_work_over_a_spread_replica(curve: Trainer) -> None:
+def test_local_steps_work_over_a_spread_replica(curve: Curves) -> None:
     settings = {"sync": {"strategy": "diloco", "every": "4 steps"}}
     one = curve("plain", layout__replicas=2, **settings)
     other = curve("tensor", layout={"replicas": 2, "tensor": 2}, **settings)
@@ -143,29 +108,29 @@ def test_local_steps_work_over_a_spread_replica(curve: Trainer) -> None:
 
 @pytest.mark.parametrize("compress", [slow("none"), slow("int8"), "topk"])
 @pytest.mark.slow
-def test_a_round_that_is_stopped_and_goes_on_is_the_same(curve: Trainer, compress: str) -> None:
+def test_a_round_that_is_stopped_and_goes_on_is_the_same(curve: Curves, compress: str) -> None:
     """The optimizer state of each replica, the outer momentum and what compression held back come out of the checkpoint."""
     settings = {"layout__replicas": 2, "sync": {"strategy": "diloco", "every": "4 steps", "compress": compress}}
     whole = curve("whole", **settings)
     with pytest.raises(Interrupted):
-        curve("parts", (SignalAt(7, signal.SIGTERM),), **settings)
+        curve("parts", SignalAt(7, signal.SIGTERM), **settings)
     assert curve("parts", **settings)[-1].loss == pytest.approx(whole[-1].loss, rel=1e-12)
 
 
 # --- deaths ----------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(curve: Trainer) -> None:
-    killed = curve("killed", (SignalAt(7, replica=1), SignalAt(12, replica=0)), checkpoint__every="5 steps", **SERVED)
+def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(curve: Curves) -> None:
+    killed = curve("killed", SignalAt(7, replica=1), SignalAt(12, replica=0), checkpoint__every="5 steps", **SERVED)
     assert_one_curve(curve("alone"), killed)
     assert [lost.replica for lost in curve.of("killed", events.Lost)] == [1, 0]
     assert not curve.of("killed", events.RolledBack)
 
 
 @pytest.mark.parametrize("every", ["5 steps", None])
-def test_a_killed_server_has_all_return_to_the_last_cut(curve: Trainer, every: str | None) -> None:
+def test_a_killed_server_has_all_return_to_the_last_cut(curve: Curves, every: str | None) -> None:
     changes = {} if every is None else {"checkpoint__every": every}
-    killed = curve("killed", (SignalAt(9, replica=-1, rank=1),), **changes, **SERVED)
+    killed = curve("killed", SignalAt(9, replica=-1, rank=1), **changes, **SERVED)
     assert_one_curve(curve("alone"), killed)
     (back,) = curve.of("killed", events.RolledBack)
     assert back.to_step in ((5, 0) if every else (0,))  # the checkpoint of step 5 may not have been complete at step 9
@@ -173,22 +138,22 @@ def test_a_killed_server_has_all_return_to_the_last_cut(curve: Trainer, every: s
 
 
 @pytest.mark.slow
-def test_workers_and_a_server_killed_at_once_lose_nothing(curve: Trainer) -> None:
+def test_workers_and_a_server_killed_at_once_lose_nothing(curve: Curves) -> None:
     killers = (SignalAt(9, replica=-1, rank=0), SignalAt(9, replica=0), SignalAt(9, replica=1))
-    assert_one_curve(curve("alone"), curve("killed", killers, checkpoint__every="4 steps", **SERVED))
+    assert_one_curve(curve("alone"), curve("killed", *killers, checkpoint__every="4 steps", **SERVED))
 
 
 @pytest.mark.slow
-def test_a_rank_of_a_spread_replica_takes_its_replica_along_and_no_other(curve: Trainer) -> None:
+def test_a_rank_of_a_spread_replica_takes_its_replica_along_and_no_other(curve: Curves) -> None:
     killers = (SignalAt(5, replica=1, rank=1), SignalAt(11, replica=-1, rank=0))
     settings = {"layout": {"replicas": 2, "tensor": 2}, "sync__strategy": "server", "checkpoint__every": "4 steps"}
-    assert_one_curve(curve("alone"), curve("killed", killers, **settings))
+    assert_one_curve(curve("alone"), curve("killed", *killers, **settings))
 
 
 @pytest.mark.parametrize("update", [{"sync__update": "asynchronous"}, {"sync__update": "bounded", "sync__staleness": 2}], ids=str)
-def test_an_asynchronous_run_survives_deaths_with_exact_coverage(curve: Trainer, update: dict[str, Any]) -> None:
+def test_an_asynchronous_run_survives_deaths_with_exact_coverage(curve: Curves, update: dict[str, Any]) -> None:
     killers = (SignalAt(6, replica=1), SignalAt(12, replica=-1, rank=0))
-    steps = curve("killed", killers, checkpoint__every="5 steps", **SERVED, **update)
+    steps = curve("killed", *killers, checkpoint__every="5 steps", **SERVED, **update)
     assert len(steps) == STEPS
     (back,) = curve.of("killed", events.RolledBack)
     assert back.lost
@@ -198,7 +163,7 @@ def test_an_asynchronous_run_survives_deaths_with_exact_coverage(curve: Trainer,
 # --- asynchronous ----------------------------------------------------------------------------------------------
 
 
-def test_an_asynchronous_server_uses_each_sample_once_and_evaluates_once(curve: Trainer) -> None:
+def test_an_asynchronous_server_uses_each_sample_once_and_evaluates_once(curve: Curves) -> None:
     steps = curve("out", train__evaluate_every="20 steps", sync__damping="inverse", **ASYNCHRONOUS)
     assert steps[-1].loss < steps[0].loss - 0.5
     assert len(curve.of("out", events.Evaluated)) == 1
@@ -206,18 +171,18 @@ def test_an_asynchronous_server_uses_each_sample_once_and_evaluates_once(curve: 
 
 
 @pytest.mark.slow
-def test_an_asynchronous_server_stops_and_goes_on_with_nothing_twice(curve: Trainer) -> None:
+def test_an_asynchronous_server_stops_and_goes_on_with_nothing_twice(curve: Curves) -> None:
     with pytest.raises(Interrupted):
-        curve("out", (SignalAt(7, signal.SIGTERM),), **ASYNCHRONOUS)
+        curve("out", SignalAt(7, signal.SIGTERM), **ASYNCHRONOUS)
     assert len(curve("out", **ASYNCHRONOUS)) == STEPS
 
 
-def test_staleness_is_never_exceeded_when_a_worker_stands_still(curve: Trainer) -> None:
+def test_staleness_is_never_exceeded_when_a_worker_stands_still(curve: Curves) -> None:
     settings = {"layout__replicas": 3, "sync": {"strategy": "server", "update": "bounded", "staleness": 3}}
-    steps = curve("out", (PauseAt(3, 0.4, replica=1),), **settings)
+    steps = curve("out", PauseAt(3, 0.4, replica=1), **settings)
     late = {int(late) for step in steps for late in step.staleness}
     assert max(late) == 3
-    free = curve("free", (PauseAt(3, 0.4, replica=1),), layout__replicas=3, sync={"strategy": "server", "update": "asynchronous"})
+    free = curve("free", PauseAt(3, 0.4, replica=1), layout__replicas=3, sync={"strategy": "server", "update": "asynchronous"})
     assert max(int(late) for step in free for late in step.staleness) > 3
 
 
@@ -233,11 +198,11 @@ ALL_KINDS = [
 
 
 @pytest.mark.slow
-def test_every_strategy_hands_over_to_every_other_and_resumes_in_any(curve: Trainer) -> None:
+def test_every_strategy_hands_over_to_every_other_and_resumes_in_any(curve: Curves) -> None:
     settings = {"layout__replicas": 2, "sync": {"strategy": "phases", "phases": ALL_KINDS}, "checkpoint__every": "2 steps"}
     for stop in (2, 6, 10, 13):
         with pytest.raises(Interrupted):
-            curve("out", (SignalAt(stop, signal.SIGTERM),), **settings)
+            curve("out", SignalAt(stop, signal.SIGTERM), **settings)
     steps = curve("out", **settings)
     assert len(steps) == STEPS
     order = [step.sync for step in steps]
@@ -246,7 +211,7 @@ def test_every_strategy_hands_over_to_every_other_and_resumes_in_any(curve: Trai
     assert steps[-1].loss < steps[0].loss - 0.4
 
 
-def test_what_compression_held_back_goes_into_the_next_phase(curve: Trainer) -> None:
+def test_what_compression_held_back_goes_into_the_next_phase(curve: Curves) -> None:
     """Ten percent of the values a step, whoever sends them: without what was held back a phase of a few steps would have learned little."""
     packed = {"compress": "topk", "top_k": 0.1}
     phases = [
@@ -264,7 +229,7 @@ def test_what_compression_held_back_goes_into_the_next_phase(curve: Trainer) -> 
 
 
 @pytest.mark.parametrize("compress", ["bf16", "fp16", "int8"])
-def test_compression_trains_and_sends_less(curve: Trainer, compress: str) -> None:
+def test_compression_trains_and_sends_less(curve: Curves, compress: str) -> None:
     settings = {"layout__replicas": 2, "train__precision": "fp32"}
     plain = curve("plain", **settings)
     packed = curve("packed", sync__compress=compress, **settings)
@@ -274,7 +239,7 @@ def test_compression_trains_and_sends_less(curve: Trainer, compress: str) -> Non
 
 
 @pytest.mark.slow
-def test_the_largest_values_alone_train_too_and_the_rest_is_not_lost(curve: Trainer) -> None:
+def test_the_largest_values_alone_train_too_and_the_rest_is_not_lost(curve: Curves) -> None:
     settings = {"layout__replicas": 2, "sync__compress": "topk", "sync__top_k": 0.05, "train__duration": "40 steps"}
     steps = curve("out", **settings)
     plain = curve("plain", **{**settings, "sync__compress": "none", "sync__top_k": None})
@@ -283,7 +248,7 @@ def test_the_largest_values_alone_train_too_and_the_rest_is_not_lost(curve: Trai
 
 
 @pytest.mark.slow
-def test_compressed_replicas_that_are_spread_stay_alike(curve: Trainer) -> None:
+def test_compressed_replicas_that_are_spread_stay_alike(curve: Curves) -> None:
     """Parameters that tensor ranks hold alike are updated from the same compressed values: otherwise curves fall apart."""
     settings = {"layout": {"replicas": 2, "tensor": 2}, "sync__compress": "topk", "sync__top_k": 0.2}
     steps = curve("out", **settings)
@@ -291,31 +256,31 @@ def test_compressed_replicas_that_are_spread_stay_alike(curve: Trainer) -> None:
 
 
 @pytest.mark.slow
-def test_what_compression_held_back_is_dealt_again_to_another_number_of_replicas(curve: Trainer) -> None:
+def test_what_compression_held_back_is_dealt_again_to_another_number_of_replicas(curve: Curves) -> None:
     settings = {"sync__compress": "topk", "sync__top_k": 0.05}
     with pytest.raises(Interrupted):
-        curve("out", (SignalAt(6, signal.SIGTERM),), layout__replicas=3, **settings)
+        curve("out", SignalAt(6, signal.SIGTERM), layout__replicas=3, **settings)
     assert len(curve("out", layout__replicas=2, **settings)) == STEPS
 
 
 @pytest.mark.slow
-def test_a_checkpoint_owes_nothing_of_what_pushes_held_back(curve: Trainer) -> None:
+def test_a_checkpoint_owes_nothing_of_what_pushes_held_back(curve: Curves) -> None:
     """One worker, so that what it holds back is the same each time: all that it had held back at the cut is in it."""
     settings = {"sync": {"strategy": "server", "compress": "topk", "top_k": 0.05}, "checkpoint__every": "3 steps"}
     undisturbed = curve("undisturbed", **settings)
-    assert_one_curve(undisturbed, curve("killed", (SignalAt(8, replica=-1, rank=0),), **settings))
+    assert_one_curve(undisturbed, curve("killed", SignalAt(8, replica=-1, rank=0), **settings))
     assert undisturbed[7].sent["0"] < 0.7 * undisturbed[8].sent["0"], "pushes of a step that is saved come whole"
 
 
 @pytest.mark.slow
-def test_pushes_are_compressed_too(curve: Trainer) -> None:
+def test_pushes_are_compressed_too(curve: Curves) -> None:
     plain = curve("plain", train__precision="fp32", **SERVED)
     packed = curve("packed", train__precision="fp32", sync__compress="int8", **SERVED)
     assert sum(packed[-1].sent.values()) < 0.8 * sum(plain[-1].sent.values())
     assert packed[-1].loss == pytest.approx(plain[-1].loss, abs=0.02)
 
 
-def test_buckets_follow_the_link_and_the_curve_does_not(curve: Trainer) -> None:
+def test_buckets_follow_the_link_and_the_curve_does_not(curve: Curves) -> None:
     tuned = curve("tuned", layout__replicas=2, sync__bucket_mib="auto")
     (linked,), (started,) = curve.of("tuned", events.Linked), curve.of("tuned", events.Started)
     best = best_bucket(4 * started.parameters, linked.latency, linked.bandwidth)
@@ -323,7 +288,7 @@ def test_buckets_follow_the_link_and_the_curve_does_not(curve: Trainer) -> None:
     assert_one_curve(curve("alone"), tuned)
 
 
-def test_a_slow_link_is_emulated_and_says_so(curve: Trainer) -> None:
+def test_a_slow_link_is_emulated_and_says_so(curve: Curves) -> None:
     slow = curve("slow", layout__replicas=2, sync__link={"latency": 20.0}, train__duration="4 steps")
     assert curve.of("slow", events.Linked)[0].emulated
     assert all(step.waited["0"] >= 0.02 for step in slow)
