@@ -189,6 +189,27 @@ def test_a_folder_that_datasets_saved_is_a_corpus(tmp_path: Path) -> None:
     assert documents_of(spec.Data(corpus=[str(tmp_path / "one" / "data-00001-of-00002.arrow")])) == [(text, None) for text in texts[7:]]
 
 
+@pytest.mark.slow
+def test_what_datasets_itself_saved_is_read(tmp_path: Path) -> None:
+    """The folders above are made by hand; these by the library, in one file and in several, with rows chosen, and as a DatasetDict."""
+    datasets = pytest.importorskip("datasets")
+    texts = [f"text {number} 天氣" for number in range(50)]
+    whole = datasets.Dataset.from_dict({"label": list(range(50)), "text": texts})
+    whole.save_to_disk(tmp_path / "one")
+    whole.save_to_disk(tmp_path / "three", num_shards=3)
+    whole.filter(lambda row: row["label"] % 2).save_to_disk(tmp_path / "chosen")
+    for name, wanted in {"one": texts, "three": texts, "chosen": texts[1::2]}.items():
+        assert documents_of(spec.Data(corpus=[str(tmp_path / name)])) == [(text, None) for text in wanted]
+    assert len(list((tmp_path / "three").glob("*.arrow"))) == 3
+    whole.train_test_split(0.2, shuffle=False).save_to_disk(tmp_path / "dict")
+    told = [(text, "train" if number < 40 else "test") for number, text in enumerate(texts)]
+    assert documents_of(spec.Data(corpus=[str(tmp_path / "dict")])) == told
+    turns = [{"role": "user", "content": "What is a cat?"}, {"role": "assistant", "content": "An animal."}]
+    datasets.Dataset.from_list([{"messages": turns}] * 3).save_to_disk(tmp_path / "talk")
+    talk = documents_of(spec.Data(corpus=[str(tmp_path / "talk")], chat=spec.Chat()))
+    assert [json.loads(document) for document, _ in talk] == [turns] * 3
+
+
 def test_a_folder_that_datasets_saved_and_that_is_not_whole_is_told_so(tmp_path: Path) -> None:
     saved_dict(tmp_path / "strange", train=["a"], unsupervised=["b"])
     save(tmp_path / "chosen", ["a"], _indices_data_files=[{"filename": "indices.arrow"}])
