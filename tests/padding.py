@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from plait.cluster import worker
+from plait.data import dealing
 from plait.replica import compute
 
 
 def kept(values: dict[str, Any]) -> int:
     """Rows are computed whole, as they are where nothing is known of their lengths."""
-    patched: Any = compute
-    patched._grain = lambda run, mesh: None
+    patched: Any = dealing
+    patched.grain = lambda run: None
     return worker.main(values)
 
 

@@ -38,11 +38,9 @@ def data_stats(
     page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with plots.")] = None,
 ) -> None:
     """Show what a prepared corpus holds: lengths, languages, sources, why documents were dropped, token counts."""
-    from plait.data import statistics
     from plait.tasks import corpus
 
-    prepared = corpus.opened(what, overrides or ())
-    told = statistics.of(prepared)
+    prepared, told = corpus.told(what, overrides or ())
     if page is not None:
         from plait.proof.report.corpus import write_page
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from plait import __version__, spec
-from plait.data import corruption, objective, scoring
+from plait.data import corruption, dealing, objective, scoring
 from plait.data.batches import Batches, EvaluationBatches
+from plait.data.dealing import Cost
 from plait.data.tokens import Prepared
 from plait.events import Ranges
 from plait.ledger.plan import Agreement, Plan, SpikeRules
@@ -56,6 +57,14 @@ def plan_of(run: spec.Run, prepared: Prepared, batches: Batches, elastic: bool =
         flops_per_token=_flops_per_token(run, prepared, batches),
         peak_flops=lambda name: hardware.peak_flops(name, run.train.precision),
     )
+
+
+def cost_of(run: spec.Run, vocabulary: int) -> Cost | None:
+    """Of rows whose padding is left out; None where all cost the same, or micro-batches are compiled for."""
+    grain, head = dealing.grain(run), run.data.objective.head
+    if grain is None or run.train.compile:
+        return None
+    return Cost(run.data.sequence, grain, counts.knee(run.model, run.model.rows(vocabulary) if head is None else head.outputs))
 
 
 def _check_every(run: spec.Run, batches: Batches) -> int | None:

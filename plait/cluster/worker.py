@@ -15,17 +15,16 @@ from torch.distributed import PrefixStore, ProcessGroup, Store
 
 from plait import __version__, spec
 from plait.cluster.config import Config
+from plait.cluster.plans import cost_of
 from plait.cluster.pulse import Pulse
 from plait.cluster.signals import Signals
 from plait.data import kept
 from plait.data.batches import Batches, EvaluationBatches
-from plait.data.dealing import Cost
 from plait.data.tokens import Prepared
 from plait.errors import RunFileError, UserError
 from plait.ledger.messages import SERVING, Failed, Join
 from plait.ledger.progress import progress
 from plait.ledger.wire import LedgerClient, RunClosed
-from plait.plan import counts
 from plait.replica import device as devices
 from plait.replica.dynamo import leave_out_of_optimizers
 from plait.replica.fit import largest_micro_batch
@@ -103,7 +102,7 @@ class Worker:
     def work(self) -> None:
         hello = Join(socket.gethostname(), os.getpid(), devices.name(self._device), self._replica.held())
         duties = self._duties()
-        loader = Loader(self._batches, self._micro_batch, self._mesh.lane, self._cost())
+        loader = Loader(self._batches, self._micro_batch, self._mesh.lane, cost_of(self._run, self._prepared.vocabulary))
         begin = self._ledger.join(hello)
         train(begin, self._ledger, self._sync, self._replica, loader, duties, self._rate(), self._signals.take)
         self._sync.close()
@@ -193,15 +192,6 @@ class Worker:
         if not begin <= end <= batches.steps:
             raise RunFileError(f"prune: begins after step {begin} and ends after step {end} of {batches.steps}; it must lie within the run")
         return lambda step: sparsity(settings, step, begin, end, every)
-
-    def _cost(self) -> Cost | None:
-        """Of rows whose padding is left out; None where all cost the same, or micro-batches are compiled for."""
-        run, grain = self._run, self._replica.compute.grain
-        if grain is None or run.train.compile:
-            return None
-        head = run.data.objective.head
-        outputs = run.model.rows(self._prepared.vocabulary) if head is None else head.outputs
-        return Cost(run.data.sequence, grain, counts.knee(run.model, outputs))
 
     def _fitting(self) -> int:
         micro_batch = self._run.train.micro_batch

@@ -103,6 +103,10 @@ class Batches:
         """Tokens of the row at each position of a step; None where all rows are alike."""
         return self._step(step).lengths
 
+    def along(self, step: int) -> np.ndarray:
+        """The positions of a step in the run's order of samples."""
+        return np.argsort(self._step(step).numbers)
+
     def read(self, step: int, first: int, end: int) -> MicroBatch:
         """Positions [first, end) of the step's global batch."""
         assert 0 <= first <= end <= self.size(step), (step, first, end)

@@ -15,10 +15,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plait import spec
+
 PADDED_TO = 8
 """Rows are padded to a multiple of so many places, for each rank that shares them."""
 _FEWEST = 3
 """Micro-batches for each that would do."""
+
+
+_TRIMMED = ("gpt2", "llama", "bert")
+
+
+def grain(run: spec.Run) -> int | None:
+    """Of what lengths are made a multiple where padding is left out; None where rows are computed whole: stages of a pipeline send each
+    other one shape, blocks are compiled for one, a mixture counts the choices of padding too, and your own model may want all places."""
+    layout, labelled = run.layout, run.data.objective.labelled
+    if layout.pipeline > 1 or run.model.family not in _TRIMMED or (layout.context > 1 if labelled else run.train.compile):
+        return None
+    return PADDED_TO * layout.context * layout.tensor
 
 
 @dataclass(frozen=True)

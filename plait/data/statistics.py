@@ -4,6 +4,7 @@ evenly its tokens lie over documents and sources, before and after."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from plait.data import records
 from plait.data.objective import Translation
 from plait.data.pairs import Pairs
 from plait.data.rows import Conversations
+from plait.data.skew import Pieces
 from plait.data.splits import SPLITS
 from plait.data.tokens import Prepared, TokenFile
 
@@ -59,8 +61,8 @@ class SourceShare:
 
 @dataclass(frozen=True)
 class Packing:
-    """Conversations or pairs of the training split in rows. A row costs the same however much of it is padding, so that `filled`, the share
-    of places that hold tokens, is the share of the work that is of use. cut: longer than a row, and cut or left out."""
+    """Conversations or pairs of the training split in rows. filled: the share of places that hold tokens, which is the share of the work
+    that is of use where padding is computed. cut: longer than a row, and cut or left out."""
 
     packed: bool
     rows: int
@@ -71,7 +73,7 @@ class Packing:
 @dataclass(frozen=True)
 class Statistics:
     """reasons: why documents were dropped. changes: how many each step changed. languages: of all documents, and of those that stayed.
-    filling: of conversations and of pairs, one a row and packed."""
+    filling: of conversations and of pairs, one a row and packed. pieces: what those of a step cost, where rows are of unlike lengths."""
 
     read: int
     kept: int
@@ -85,12 +87,13 @@ class Statistics:
     after: Lengths
     tokens: Lengths
     filling: list[Packing]
+    pieces: list[Pieces]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def of(prepared: Prepared) -> Statistics:
+def of(prepared: Prepared, pieces: Sequence[Pieces] = ()) -> Statistics:
     """Raises DataError: prepared before records were kept."""
     rows = prepared.records()
     lineage = prepared.manifest.lineage
@@ -110,6 +113,7 @@ def of(prepared: Prepared) -> Statistics:
         after=Lengths.of(rows["after"][kept]),
         tokens=Lengths.of(rows["tokens"][kept]),
         filling=_filling(prepared),
+        pieces=list(pieces),
     )
 
 

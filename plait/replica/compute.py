@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from plait import spec
+from plait.data import dealing
 from plait.data.batches import MicroBatch
-from plait.data.dealing import PADDED_TO
 from plait.model.cut import Cut, joined
 from plait.model.noise import Noise
 from plait.replica import context
 from plait.replica import device as devices
 from plait.replica.assemble import Assembly, kept_paths
-from plait.replica.mesh import Mesh
 from plait.replica.placed import placed
 from plait.replica.telling import Sums, telling
 
@@ -42,7 +41,7 @@ class Compute:
         self._seed = run.train.seed
         self._precision = run.train.precision
         self._telling = telling(run, assembly, device)
-        self.grain = _grain(run, assembly.mesh)
+        self.grain = dealing.grain(run)
         self.pipeline = _pipeline(run, assembly, device) if assembly.stages else None
 
     def loss(self, micro_batch: MicroBatch, learning: bool = True) -> Tensor:
@@ -167,18 +166,6 @@ class Inputs:
     def keywords(self) -> dict[str, Any]:
         given = {"cut": self.cut, "source": self.source or None, "segments_BL": self.segments_BL}
         return {name: value for name, value in given.items() if value is not None}
-
-
-def _grain(run: spec.Run, mesh: Mesh) -> int | None:
-    """Of what lengths are made a multiple where padding is left out; None where rows are computed whole: stages of a pipeline send each
-    other one shape, blocks are compiled for one, a mixture counts the choices of padding too, and your own model may want all places."""
-    labelled = run.data.objective.labelled
-    if mesh.size("pipeline") > 1 or run.model.family not in _TRIMMED or (mesh.size("context") > 1 if labelled else run.train.compile):
-        return None
-    return PADDED_TO * mesh.size("context") * mesh.size("tensor")
-
-
-_TRIMMED = ("gpt2", "llama", "bert")
 
 
 def _pipeline(run: spec.Run, assembly: Assembly, device: torch.device) -> Pipeline:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from plait import spec
-from plait.data import kept
+from plait.cluster.plans import cost_of
+from plait.data import kept, skew, statistics
 from plait.data.prepare import find
 from plait.data.statistics import QUANTILES, Lengths, Statistics
 from plait.data.tokens import Prepared
@@ -21,6 +22,15 @@ def opened(what: Path, overrides: Iterable[str] = ()) -> Prepared:
     if prepared is None:
         raise DataError(f"{what}: its corpus is not prepared, or has changed since; run plait data prepare {what}")
     return prepared
+
+
+def told(what: Path, overrides: Iterable[str] = ()) -> tuple[Prepared, Statistics]:
+    """What was prepared, and what it holds; by a run file also what the pieces of its steps cost. Raises as `opened`."""
+    prepared = opened(what, overrides)
+    if what.is_dir():
+        return prepared, statistics.of(prepared)
+    run = spec.load(what, overrides)
+    return prepared, statistics.of(prepared, skew.pieces(prepared, run.train, cost_of(run, prepared.vocabulary)))
 
 
 def verified(run_file: Path, overrides: Iterable[str] = ()) -> Iterator[str]:
@@ -50,6 +60,8 @@ def print_statistics(told: Statistics) -> None:
     _print(console, ["lengths", *(f"p{share * 100:g}" for share in QUANTILES), "mean", "in the longest 1%", "gini"], _lengths(told))
     filling = [["packed" if each.packed else "one a row", f"{each.rows:,}", f"{each.filled:.1%}", f"{each.cut:,}"] for each in told.filling]
     _print(console, ["rows of conversations or pairs", "rows", "tokens in them, not padding", "longer than a row"], filling)
+    pieces = [[each.way, f"{each.filled:.1%}", f"{each.micro_batch:.2f}", f"{each.half:.2f}"] for each in told.pieces]
+    _print(console, ["rows of a step", "tokens in them, not padding", "costliest micro-batch / mean", "costliest half / mean"], pieces)
     _print(console, ["changed by", "documents"], [[name, f"{count:,}"] for name, count in told.changes.items()])
     _print(console, ["dropped by", "documents", "share"], [[name, f"{n:,}", f"{n / told.read:.1%}"] for name, n in told.reasons.items()])
     _print(console, ["could not be used", "documents"], [[name, f"{count:,}"] for name, count in told.broken.items()])

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from plait import spec
-from plait.data import prepare, statistics
+from plait.data import prepare, skew, statistics
 from plait.data.batches import NO_TARGET, Batches, EvaluationBatches
 from plait.data.bpe import JsonTokenizer, train
 from plait.data.chat import DEFAULT, Template
+from plait.data.dealing import Cost
 from plait.data.tokens import Prepared
 from plait.errors import DataError
 
@@ -109,6 +110,17 @@ def test_how_much_of_a_row_is_of_use_is_told_for_both_ways(tmp_path: Path) -> No
     assert one.filled < 0.5 < packed.filled
     assert packed.rows * 2 <= one.rows
     assert statistics.of(Prepared.open(found.folder)).filling == [], "nobody said how long a row is"
+
+
+def test_what_pieces_of_a_step_cost_is_told(tmp_path: Path) -> None:
+    found = [{"prompt": "say", "answer": "a b " * (1 + 12 * (number % 7 == 0))} for number in range(120)]
+    _, ready = prepared(tmp_path, found)
+    train = spec.Train.model_validate({"duration": "1 epochs", "batch": 32, "micro_batch": 8})
+    padded, trimmed, dealt = skew.pieces(ready, train, Cost(64, 8, 500.0))
+    assert padded.filled < trimmed.filled < dealt.filled
+    assert padded.micro_batch == 1.0 <= dealt.half <= trimmed.half
+    assert statistics.of(ready, [dealt]).as_dict()["pieces"][0]["way"] == "dealt"
+    assert skew.pieces(ready, train, None) == []
 
 
 def test_conversations_of_a_row_do_not_see_each_other(tmp_path: Path) -> None:
