@@ -18,7 +18,7 @@ WARM = 12
 
 
 def measure(place: Place) -> list[Figure]:
-    with Nursery() as nursery:
+    with Nursery(many=True) as nursery:
         runs = Runs(place, nursery)
         rows: list[Figure] = []
         for policy in ("dynamic", "auto"):

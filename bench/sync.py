@@ -24,7 +24,7 @@ DUTY = 0.03
 
 
 def measure(place: Place) -> list[Figure]:
-    with Nursery() as nursery:
+    with Nursery(many=True) as nursery:
         runs = Runs(place, nursery)
         return [runs.waiting(), runs.straggler(), runs.diloco(), runs.int8()]
 
