@@ -106,7 +106,7 @@ def answerer(folder: Path) -> list[Figure]:
 
 def _nearest_answers(answers: Answers, folder: Path) -> tuple[float, float]:
     """(exact match, F1) of answering what is right for the training question that is most like the one asked."""
-    learned = _conversations(read_run(folder).data)
+    learned = _questions(read_run(folder).data)
     nearest = Neighbours([question for question, _ in learned])
     scores = [compare(learned[nearest.nearest(each.question)][1], each.right) for each in answers.told]
     return float(np.mean([exact for exact, _ in scores])), float(np.mean([f1 for _, f1 in scores]))
@@ -134,10 +134,14 @@ def translator(folder: Path) -> list[Figure]:
     ]
 
 
-def _conversations(data: spec.Data) -> list[tuple[str, str]]:
-    """What was said first and last in each."""
-    found = [json.loads(each.text) for file in sources.every_file(sources.resolve(data)) for each in sources.documents(file, data)]
-    return [(messages[0]["content"], messages[-1]["content"]) for messages in found]
+def _questions(data: spec.Data) -> list[tuple[str, str]]:
+    """Every question on a report, behind the report, and its answer."""
+    found = []
+    for document in (each for file in sources.every_file(sources.resolve(data)) for each in sources.documents(file, data)):
+        said = [message["content"] for message in json.loads(document.text)]
+        report, _, said[0] = said[0].rpartition(". ")
+        found += [(f"{report}. {question}", answer) for question, answer in zip(said[::2], said[1::2], strict=True)]
+    return found
 
 
 def texts(folder: Path, split: str) -> list[str]:

@@ -13,8 +13,8 @@ import pytest
 
 from examples import all as examples_of
 from examples import baselines, measures
+from examples.corpora import films, packages
 from examples.corpora import help as help_pages
-from examples.corpora import packages
 from plait import spec
 from plait.data import sources, streams
 from tests.docs.pages import ROOT
@@ -64,6 +64,24 @@ def test_a_package_is_fetched_once_and_checked(tmp_path: Path, monkeypatch: pyte
 def test_paragraphs_are_known_by_their_ids() -> None:
     page = '<h1 id="a">Save\n the <b>file</b></h1><p>no id</p><p id="b">Ärger &amp; Co</p><p id="a">again</p>'
     assert help_pages.Paragraphs(page).found == {"a": "Save the file", "b": "Ärger & Co"}
+
+
+def test_ratings_become_labels() -> None:
+    assert films.reviews("1\t2.3\tA  fine\tfilm.\n2\t-0.1\tDull.\n3\t0\tA film.\n") == {"A fine film.": "positive", "Dull.": "negative"}
+
+
+def test_one_sentence_of_a_report_has_what_is_asked_about_and_the_answer() -> None:
+    reports: dict[str, set[str]] = {"train": set(), "test": set()}
+    for split, found in reports.items():
+        for row in rows("facts", f"{split}.jsonl.gz"):
+            said = [message["content"] for message in json.loads(row)["messages"]]
+            report, _, said[0] = said[0].rpartition(". ")
+            found.add(report)
+            sentences = [set(sentence.split()) for sentence in report.split(". ")]
+            for question, answer in zip(said[::2], said[1::2], strict=True):
+                way = {"at"} if " is " in question else {"the"}
+                assert [answer in each for each in sentences if question.split()[-1][:-1] in each and way <= each] == [True]
+    assert reports["train"].isdisjoint(reports["test"])
 
 
 # --- what models are compared with -------------------------------------------------------------------------------
