@@ -130,7 +130,7 @@ def write_hashed(path: Path, kinds: Mapping[str, Kind], blocks: Callable[[str], 
     """The same with a checksum, which is taken of one block while the next is being read and written."""
     digest = hashlib.sha256()
     with ThreadPoolExecutor(1) as hashing:
-        size = _stream(path, _hashed(_bytes_of(kinds, blocks, None), digest.update, hashing))
+        size = _stream(path, _hashed(_bytes_of(kinds, blocks, None), digest.update, hashing), at_once=True)
     return Written(size, digest.hexdigest())
 
 
@@ -197,11 +197,15 @@ def _hashed(blocks: Iterator[memoryview], update: Callable[[memoryview], None], 
     last.result()
 
 
-def _stream(path: Path, blocks: Iterator[memoryview]) -> int:
+def _stream(path: Path, blocks: Iterator[memoryview], at_once: bool = False) -> int:
+    """at_once: the disk is begun on while the next blocks are made, not at the end."""
     size = 0
     with open(path, "wb", buffering=0) as stream:
         for block in blocks:
-            size += _write_all(stream, block)
+            written = _write_all(stream, block)
+            if at_once and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(stream.fileno(), size, written, os.POSIX_FADV_DONTNEED)  # Linux begins to write what it is to forget
+            size += written
         os.fsync(stream.fileno())
     return size
 
