@@ -21,7 +21,7 @@ import plait
 from examples import measures
 from examples.measures import Figure
 from plait import spec
-from plait.errors import UserError
+from plait.errors import PlaitError
 
 OUT = Path("runs/examples")
 FIGURES = OUT / "figures.json"
@@ -53,8 +53,9 @@ def main(words: list[str]) -> None:
     for name in chosen:
         try:
             figures[name] = done(EXAMPLES[name], overrides)
-        except UserError as error:
-            raise SystemExit(f"examples/all.py: {name}: {error}") from None
+        except PlaitError as error:
+            print(f"examples/all.py: {name}: {error}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
     FIGURES.write_text(json.dumps({name: [asdict(each) for each in some] for name, some in figures.items()}, ensure_ascii=False, indent=1))
     Console(width=None if sys.stdout.isatty() else 140).print(table(figures))
 
