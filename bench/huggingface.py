@@ -52,7 +52,7 @@ else:
 began = time.perf_counter()
 work()
 took = time.perf_counter() - began
-(peak,) = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:")]  # ru_maxrss counts the parent before exec
+(peak,) = [int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:")]  # ru_maxrss has the parent
 print(json.dumps([took, peak * 1024]))
 """
 
