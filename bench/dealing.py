@@ -62,7 +62,7 @@ def _figure(what: str, goal: float, found: dict[str, list[float]]) -> Figure:
 
 
 def _uneven(costs: list[float]) -> float:
-    return max(costs) / (sum(costs) / len(costs))
+    return float(max(costs) / (sum(costs) / len(costs)))
 
 
 def _run_file(place: Place) -> Path:
