@@ -10,7 +10,7 @@ How many rows an epoch has, and how many targets each, is known before a token i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -58,11 +58,7 @@ class Reader(ABC):
 
     def targets(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
         """How many each sample has."""
-        counts_B = np.empty_like(samples_B)
-        for source, rows in enumerate(self._rows):
-            mine = sources_B == source
-            counts_B[mine] = rows.targets(samples_B[mine])
-        return counts_B
+        return by_source(sources_B, samples_B, [rows.targets for rows in self._rows])
 
     def ahead(self, sources_B: np.ndarray, samples_B: np.ndarray) -> None:
         """These samples will be read soon."""
@@ -72,3 +68,12 @@ class Reader(ABC):
     @abstractmethod
     def read(self, sources_B: np.ndarray, samples_B: np.ndarray, numbers_B: np.ndarray, step: int) -> MicroBatch:
         """numbers_B: of the samples in the run."""
+
+
+def by_source(sources_B: np.ndarray, samples_B: np.ndarray, counts: Sequence[Callable[[np.ndarray], np.ndarray]]) -> np.ndarray:
+    """What the source of each sample tells of it, int64 [B]. counts: of each source, by its samples' numbers."""
+    found_B = np.empty_like(samples_B)
+    for source, count in enumerate(counts):
+        mine = sources_B == source
+        found_B[mine] = count(samples_B[mine])
+    return found_B

@@ -19,7 +19,7 @@ from plait.data import chance
 from plait.data.augment import Augmentation
 from plait.data.micro_batch import MicroBatch
 from plait.data.objective import NO_TARGET, Spans, Translation
-from plait.data.reader import Reader
+from plait.data.reader import Reader, by_source
 from plait.data.tokens import Split, TokenFile
 from plait.errors import DataError
 
@@ -63,12 +63,10 @@ class RowReader(Reader):
 
     def lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray | None:
         """Of conversations."""
-        lengths_B = np.empty_like(samples_B)
-        for source, stream in enumerate(self._streams):
-            if not isinstance(stream, Conversations):
-                return None
-            lengths_B[sources_B == source] = stream.lengths[samples_B[sources_B == source]]
-        return lengths_B
+        conversations = [stream for stream in self._streams if isinstance(stream, Conversations)]
+        if len(conversations) < len(self._streams):
+            return None
+        return by_source(sources_B, samples_B, [each.lengths.take for each in conversations])
 
     def _lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
         """Next tokens to tell in each sample: fewer than it has places in the last one of a source, and of conversations."""

@@ -22,7 +22,7 @@ from plait.data import labels, vocabulary
 from plait.data.labels import has_parts
 from plait.data.micro_batch import MicroBatch
 from plait.data.objective import NO_TARGET
-from plait.data.reader import Reader
+from plait.data.reader import Reader, by_source
 from plait.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -161,11 +161,7 @@ class SampleReader(Reader):
         return MicroBatch(inputs.tokens_BL, targets_BL, numbers_B, inputs.documents_BL, step, 0, inputs.segments_BL, values_B, filled)
 
     def lengths(self, sources_B: np.ndarray, samples_B: np.ndarray) -> np.ndarray:
-        lengths_B = np.empty_like(samples_B)
-        for source, each in enumerate(self._sources):
-            mine = sources_B == source
-            lengths_B[mine] = each.lengths(samples_B[mine])
-        return lengths_B
+        return by_source(sources_B, samples_B, [each.lengths for each in self._sources])
 
 
 Read = tuple[np.ndarray, np.ndarray, float]
